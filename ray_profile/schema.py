@@ -6,6 +6,8 @@ crosses a module's border has these columns, in this order, with these types.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
@@ -19,9 +21,14 @@ KIND_WEIGHT = {"review": 3.0, "search": 1.0, "view": 1.0, "favourite": 2.0, "car
 
 TS = pa.timestamp("us", tz="UTC")
 
+
+def _fields(*fields: pa.Field[Any]) -> list[pa.Field[Any]]:
+    return list(fields)
+
+
 #: One review or one event, checked, redacted and identified.
 ROWS = pa.schema(
-    [
+    _fields(
         pa.field("id", pa.large_string(), nullable=False),  # the mapped id, else SHA-256 of the contract fields
         pa.field("user_id", pa.large_string(), nullable=False),  # a pseudonym when a key is set
         pa.field("item_id", pa.large_string()),
@@ -36,31 +43,31 @@ ROWS = pa.schema(
         pa.field("order_id", pa.large_string()),
         pa.field("place", pa.large_string()),
         pa.field("device", pa.large_string()),
-    ]
+    )
 )
 
 #: One item of the catalogue as a source states it; vectors and tags are added when it is encoded.
 ITEMS = pa.schema(
-    [
+    _fields(
         pa.field("item_id", pa.large_string(), nullable=False),
         pa.field("title", pa.large_string()),
         pa.field("categories", pa.large_list(pa.large_string())),  # a path, coarse to fine
         pa.field("brand", pa.large_string()),
         pa.field("price", pa.float64()),
         pa.field("attributes", pa.large_list(pa.large_string())),  # values people may name: "cordless", "棉"
-    ]
+    )
 )
 
 #: One rejected row. `row` counts from 0 at byte `offset` of the file (0 except inside a file read in ranges).
 QUARANTINE = pa.schema(
-    [
+    _fields(
         pa.field("source", pa.large_string(), nullable=False),
         pa.field("file", pa.large_string(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
         pa.field("reason", pa.large_string(), nullable=False),  # a key of REASONS
         pa.field("raw", pa.large_string()),  # the row as JSON, or the line; redacted
-    ]
+    )
 )
 
 #: Why a row is quarantined: the code in the table, and the sentence that a person reads.

@@ -1,0 +1,11 @@
+"""What `ray job submit` runs: `python jobs/build_profiles.py --config ray_profile.toml`."""
+
+from __future__ import annotations
+
+import sys
+
+from ray_profile.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "build")
+    main()

@@ -1,0 +1,132 @@
+"""`build`: source files become profiles, incrementally and exactly once.
+
+    open -> plan -> for each wave: catalogue -> fold -> commit -> then once: statistics -> fuse -> commit -> tidy up
+
+What a run decides is here; where its tasks run is the engine's business. Planning starts nothing: a run without new
+files ends before Ray or torch is imported. Fusing comes last in every run, with or without new files, so that a crash
+between the two commits heals with the next run and gives what an undisturbed run would have given.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ray_profile.config import Config
+from ray_profile.pipelines.report import Report, add
+from ray_profile.pipelines.run import Run
+from ray_profile.store.plan import RejectedFile
+from ray_profile.store.tables import Table
+from ray_profile.store.waves import Step, ignore_step, pending
+
+if TYPE_CHECKING:
+    from ray_profile.pipelines.engine import Engine, Progress
+
+
+@dataclass
+class Summary:
+    """What a run did: `report` adds up all rows, `seconds` is wall time, `stages` wall time by stage of the run."""
+
+    waves: int = 0
+    users: int = 0
+    profiles_written: int = 0
+    profiles_new: int = 0
+    profiles_version: int | None = None
+    files_folded_before: int = 0
+    rejected: list[RejectedFile] = field(default_factory=list)
+    rejected_before: list[RejectedFile] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+    keyed: bool = True
+    seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def report(self) -> Report:
+        return add(self.reports)
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that scripts read."""
+        report = self.report
+        return {
+            "rows_read": report.rows_read,
+            "rows_folded": report.rows_folded,
+            "rows_anonymous": report.rows_anonymous,
+            "rows_quarantined": report.rows_quarantined,
+            "files_rejected": len(self.rejected),
+            "users": self.users,
+            "profiles_written": self.profiles_written,
+            "waves": self.waves,
+            "profiles_version": self.profiles_version,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def build(
+    config: Config,
+    local: bool = False,
+    refresh: bool = False,
+    at: Step = ignore_step,
+    progress: Progress | None = None,
+    clock: datetime | None = None,
+) -> Summary:
+    """Fold in every file that is new, then fuse every user that changed (all of them on `refresh`).
+
+    `at` is told each step of the commit protocol; `clock` is the run's now (UTC). Raises `RayProfileError`s, and then
+    the tables are as the last commit left them.
+    """
+    watch = _Watch()
+    run = Run.open(config, clock or datetime.now(UTC), at)
+    plan = run.plan()
+    summary = Summary(keyed=run.keyed, files_folded_before=len(plan.folded), rejected_before=list(plan.rejected))
+    watch.mark(summary, "plan")
+    profiles = Table(run.root, "profiles")
+    since, number = pending(run.writer.handle, profiles.open())
+    if plan.waves or since < number or (refresh and number > 0):
+        from ray_profile.pipelines.fusing import fuse_changed
+        from ray_profile.pipelines.wave import fold_wave
+
+        engine = _engine(config, local, progress)
+        watch.mark(summary, "start")
+        try:
+            for wave in plan.waves:
+                folded = fold_wave(run, wave, engine)
+                summary.waves += 1
+                summary.reports += folded.reports
+                summary.rejected += folded.rejected
+            watch.mark(summary, "fold")
+            result = fuse_changed(run, engine, refresh)
+            summary.profiles_written, summary.profiles_new = result.written, result.new
+        finally:
+            engine.close()
+        watch.mark(summary, "fuse")
+        run.writer.remove_orphans(run.clock)
+    handle = profiles.open()
+    if handle is not None:
+        summary.users, summary.profiles_version = sum(file.rows for file in handle.files()), handle.version
+    watch.mark(summary, "tidy")
+    summary.seconds = sum(summary.stages.values())
+    return summary
+
+
+class _Watch:
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def mark(self, summary: Summary, stage: str) -> None:
+        now = time.perf_counter()
+        summary.stages[stage] = summary.stages.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+def _engine(config: Config, local: bool, progress: Progress | None) -> Engine:
+    from ray_profile.pipelines.engine import no_progress
+
+    if local:
+        from ray_profile.pipelines.local import LocalEngine
+
+        return LocalEngine(config.encoder, progress or no_progress)
+    from ray_profile.pipelines.rays import RayEngine
+
+    return RayEngine(config, progress or no_progress)

@@ -1,0 +1,101 @@
+"""The catalogue of a run: items that files state or rows mention are encoded, tagged and committed before their wave.
+
+A catalogue's word replaces what was known of an item; an item that is merely mentioned by an event is added if nobody
+knew it. States that are folded already keep what they were folded with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from ray_profile.pipelines import work
+from ray_profile.pipelines.engine import Engine
+from ray_profile.profile.items import ITEM_DTYPES, TAG_STRUCT
+from ray_profile.profile.tagging import Tagger
+from ray_profile.store.root import Root
+from ray_profile.store.tables import DataFile, read_files, write_file
+from ray_profile.store.waves import Claim, Step, Wave
+
+CATALOGUE = "catalogue"  # the application id by which two runs that change the catalogue fence each other
+
+_FACTS = ("title", "categories", "brand", "price", "attributes")
+
+
+def update(
+    root: Root,
+    wave: Wave,
+    stated: Sequence[pl.DataFrame],
+    mentioned: Sequence[pl.DataFrame],
+    tagger: Tagger,
+    engine: Engine,
+    at: Step,
+) -> tuple[DataFile, ...]:
+    """Bring the items table up to date with frames of schema.ITEMS and return its files.
+
+    Of `stated` items the last word counts, of `mentioned` ones the first. Nothing is committed where nothing changed.
+    Raises `FencedError` where another run has changed the catalogue meanwhile.
+    """
+    table = work.items_table(root)
+    table.create()
+    claim = Claim(root, table, CATALOGUE)
+    files = claim.handle.files()
+    names = [name for name in ITEM_DTYPES if name not in ("vector", "tags")]
+    known = pl.from_arrow(read_files(table, files, columns=names))
+    assert isinstance(known, pl.DataFrame)
+    new, replaced = _changes(known.cast({name: ITEM_DTYPES[name] for name in names}), stated, mentioned)
+    if new.is_empty():
+        return tuple(files)
+    encoded = _encoded(new, tagger, engine)
+    removes: list[DataFile] = []
+    if not replaced.is_empty():
+        removes = files
+        kept = pl.from_arrow(read_files(table, files, columns=list(ITEM_DTYPES)))
+        assert isinstance(kept, pl.DataFrame)
+        kept = kept.select(*ITEM_DTYPES).cast(pl.Schema(ITEM_DTYPES)).join(replaced, on="item_id", how="anti")
+        encoded = pl.concat([kept, encoded])
+    added = write_file(table, 0, wave.uuid, encoded.sort("item_id").to_arrow())
+    at("items.before")
+    claim.commit(wave.uuid, claim.number + 1, lambda handle, ids: handle.replace_files([added], removes, ids))
+    at("items.after")
+    root.delete(claim.orphans())
+    return tuple(claim.handle.files())
+
+
+def _changes(
+    known: pl.DataFrame, stated: Sequence[pl.DataFrame], mentioned: Sequence[pl.DataFrame]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(items to write, [item_id] of those among them that stand in the table already)."""
+    empty = known.select("item_id", *_FACTS).clear()
+    said = pl.concat([empty, *(frame.select("item_id", *_FACTS) for frame in stated)])
+    said = said.unique("item_id", keep="last", maintain_order=True)
+    same = [pl.col(name).eq_missing(pl.col(f"{name}_known")) for name in _FACTS]
+    compared = said.join(known, on="item_id", how="left", suffix="_known")
+    unchanged = compared.filter(pl.all_horizontal(*same) & ~pl.col("implicit")).select("item_id")
+    said = said.join(unchanged, on="item_id", how="anti").with_columns(pl.lit(False).alias("implicit"))
+    seen = pl.concat([empty, *(frame.select("item_id", *_FACTS) for frame in mentioned)])
+    seen = seen.unique("item_id", keep="first", maintain_order=True).with_columns(pl.lit(True).alias("implicit"))
+    for other in (known, said):
+        seen = seen.join(other.select("item_id"), on="item_id", how="anti")
+    return pl.concat([said, seen]), said.join(known, on="item_id", how="semi").select("item_id")
+
+
+def _encoded(items: pl.DataFrame, tagger: Tagger, engine: Engine) -> pl.DataFrame:
+    """Add vectors (each distinct title encoded once) and tags."""
+    titles = items.select("title").drop_nulls().unique(maintain_order=True)["title"]
+    vectors = engine.encode(titles).vectors if len(titles) else np.zeros((0, 1), np.float16)
+    rows = pl.DataFrame({"title": titles}).with_row_index("at")
+    at = items.select("title").join(rows, on="title", how="left", maintain_order="left")["at"]
+    known = at.is_not_null().to_numpy()
+    matrix = np.zeros((items.height, vectors.shape[1]), np.float16)
+    matrix[known] = vectors[at.drop_nulls().to_numpy()]
+    stored = pa.Array.from_buffers(pa.binary(2 * matrix.shape[1]), len(matrix), [None, pa.py_buffer(matrix.tobytes())])
+    blobs = pl.Series(stored.cast(pa.large_binary())).set(pl.Series(~known), None)
+    tags = tagger.tag_items(items, matrix, known)
+    packed = tags.group_by("row", maintain_order=True).agg(pl.struct("tag", "source", "score").alias("tags"))
+    items = items.with_row_index("row").join(packed, on="row", how="left", maintain_order="left")
+    filled = items.with_columns(pl.col("tags").fill_null(pl.lit([], dtype=pl.List(TAG_STRUCT))), blobs.alias("vector"))
+    return filled.select(*ITEM_DTYPES).cast(pl.Schema(ITEM_DTYPES))

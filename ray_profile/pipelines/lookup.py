@@ -1,0 +1,129 @@
+"""Look at a root: one profile, now or as of a day, and what the root holds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import polars as pl
+import pyarrow.compute as pc
+
+from ray_profile.config import Config
+from ray_profile.encode.weights import model_digest, resolve
+from ray_profile.errors import ConfigError, RootError, UnknownUserError
+from ray_profile.sources.redact import bucket_of, fingerprint, pseudonym
+from ray_profile.store.root import Root
+from ray_profile.store.tables import Handle, Table, read_files
+from ray_profile.store.waves import pending
+
+
+def profile_of(config: Config, user: str, as_of: str | None = None) -> dict[str, Any]:
+    """One user's profile as plain values, by their own id.
+
+    With `as_of` (ISO 8601, the start of a period) it is what would have been built from data before that moment.
+    Raises `UnknownUserError`, `RootError` and, for another moment, `ConfigError`.
+    """
+    root, name = _opened(config, user)
+    bucket = int(bucket_of(pl.Series([name]), root.facts.buckets)[0])
+    if as_of is not None:
+        return _as_of(config, root, name, bucket, _moment(as_of), user)
+    table = Table(root, "profiles")
+    handle = table.open()
+    if handle is None:
+        raise RootError(f"{root.address} has no profiles yet; `ray-profile build` makes them")
+    rows = read_files(table, handle.files([bucket]), filters=pc.field("user_id") == name)
+    return _only(rows.to_pylist(), user, root)
+
+
+def status_of(config: Config) -> dict[str, Any]:
+    """What a root holds: users, waves, versions, files waiting."""
+    root = Root.existing(config.root)
+    states, profiles, items = (Table(root, name).open() for name in ("states", "profiles", "items"))
+    fused, waves = pending(states, profiles) if states is not None else (0, 0)
+    crowded = _files_by_bucket(states)
+    return {
+        "root": root.address,
+        "buckets": root.facts.buckets,
+        "period": root.facts.period,
+        "half_life_days": root.facts.half_life_days,
+        "pseudonyms": root.facts.key_fingerprint is not None,
+        "waves": waves,
+        "waves_not_fused": waves - fused,
+        "users": _rows(profiles),
+        "states": _rows(states),
+        "items": _rows(items),
+        "states_version": None if states is None else states.version,
+        "profiles_version": None if profiles is None else profiles.version,
+        "statistics_version": None if profiles is None else profiles.transaction("statistics"),
+        "most_files_in_a_bucket": max(crowded.values(), default=0),
+    }
+
+
+def _opened(config: Config, user: str) -> tuple[Root, str]:
+    root, key = Root.existing(config.root), config.privacy.key()
+    if fingerprint(key) != root.facts.key_fingerprint:
+        raise RootError(
+            f"{root.address} was built with another pseudonym key (fingerprint {root.facts.key_fingerprint}, here "
+            f"{fingerprint(key)}); name that key under [privacy]"
+        )
+    return root, pseudonym(user, key)
+
+
+def _as_of(config: Config, root: Root, name: str, bucket: int, moment: datetime, user: str) -> dict[str, Any]:
+    from ray_profile.pipelines import work  # the facets, which a plain lookup does without
+    from ray_profile.pipelines.fusing import by_bucket
+    from ray_profile.pipelines.run import width_of
+    from ray_profile.profile import statistics
+    from ray_profile.profile.facet import FuseContext
+    from ray_profile.profile.fold import state_schema
+    from ray_profile.profile.fuse import fuse
+    from ray_profile.profile.periods import check_as_of
+
+    facts = root.facts
+    moment = check_as_of(moment, facts.period)
+    folder = resolve(config.encoder.model)
+    width = width_of(folder)
+    handle, items = work.states_table(root, width).open(), work.items_table(root).open()
+    if handle is None:
+        raise RootError(f"{root.address} has no states yet; `ray-profile build` makes them")
+    files = by_bucket(handle.files())
+    corpus = statistics.combine(work.statistics_of_bucket(root, width, each, moment) for each in files.values())
+    context = FuseContext(
+        work.load_items(root, items.files() if items else [], width),
+        moment,
+        corpus,
+        0,  # statistics of their own, which no version names
+        model_digest(folder, config.encoder),
+        width,
+        facts.period,
+        facts.half_life_days,
+    )
+    states = work.read_states(root, width, files.get(bucket, ())).filter(pl.col("user_id") == name)
+    profiles = fuse(state_schema(width).merge(states), context)
+    return _only(profiles.to_dicts(), user, root, f" before {moment.date()}")
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"--as-of {text!r} is no ISO 8601 date; write it as 2024-05-01") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _only(rows: list[dict[str, Any]], user: str, root: Root, when: str = "") -> dict[str, Any]:
+    if not rows:
+        raise UnknownUserError(f"{root.address} has no profile of user {user!r}{when}; write the id as your files do")
+    assert len(rows) == 1, f"user {user!r} has {len(rows)} profiles"
+    return rows[0]
+
+
+def _rows(handle: Handle | None) -> int:
+    return 0 if handle is None else sum(file.rows for file in handle.files())
+
+
+def _files_by_bucket(handle: Handle | None) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for file in [] if handle is None else handle.files():
+        counts[file.bucket] = counts.get(file.bucket, 0) + 1
+    return counts

@@ -1,0 +1,89 @@
+"""The sentiment probe of a root: fitted once on the shop's own stars, then kept, so that every wave is judged alike.
+
+It is fitted only where reviews without stars are seen; a shop whose reviews all have stars never pays for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+import polars as pl
+
+from ray_profile.encode.heads import Probe
+from ray_profile.errors import FileRejected, RootError
+from ray_profile.pipelines.engine import Engine
+from ray_profile.pipelines.run import Run
+from ray_profile.sources.formats import may_hold_text
+from ray_profile.sources.ingest import ingest
+from ray_profile.sources.read import Range
+from ray_profile.store.root import Root
+
+FOLDER = ("models", "sentiment-probe")
+SAMPLE_ROWS = 4_000  # rated reviews; more no longer changes a linear probe of some hundred dimensions by much
+RANGES_PER_SOURCE = 8
+
+
+def find_or_fit(run: Run, ranges: Sequence[Range], engine: Engine) -> Probe | None:
+    """The root's probe; else one fitted on a sample of this wave, if some of its reviews lack stars and it is any good.
+
+    Raises `RootError` where the stored probe is not what was stored.
+    """
+    known = stored(run.root)
+    if known is not None:
+        return known
+    sample = _sample(run, [part for part in ranges if may_hold_text(run.config.sources[part.file.source])])
+    if sample.is_empty() or sample["rating"].null_count() == 0:
+        return None
+    rated = sample.filter(pl.col("rating").is_not_null()).head(SAMPLE_ROWS)
+    if rated.is_empty():
+        return None
+    probe = Probe.fit(engine.encode(rated["text"]).vectors, rated["rating"], rated["user_id"])
+    if probe is not None:
+        body = probe.to_bytes()
+        mark = hashlib.sha256(body).hexdigest()
+        run.root.create_bytes(body, *FOLDER, f"{mark}.safetensors")
+        run.root.create_json({"sha256": mark}, *FOLDER, "current.json")
+        return stored(run.root)  # of two runs that fitted one, the first one's counts
+    return None
+
+
+def stored(root: Root) -> Probe | None:
+    """The root's probe, its bytes checked against their digest."""
+    named = root.read_json(*FOLDER, "current.json")
+    if named is None:
+        return None
+    path = root.path(*FOLDER, f"{named['sha256']}.safetensors")
+    with root.fs.open(path, "rb") as file:
+        body = file.read()
+    if hashlib.sha256(body).hexdigest() != named["sha256"]:
+        raise RootError(f"{path} does not hold what its name says; restore it from a copy, or build into a new root")
+    return Probe.from_bytes(body)
+
+
+def _sample(run: Run, ranges: Sequence[Range]) -> pl.DataFrame:
+    """[user_id, text, rating] of the reviews of the first ranges of each source, enough to fit a probe on."""
+    frames: list[pl.DataFrame] = []
+    for _, group in groupby(ranges, key=lambda part: part.file.source):
+        rated = 0
+        for reviews in _reviews(run, list(group)[:RANGES_PER_SOURCE]):
+            frames.append(reviews)
+            rated += reviews["rating"].drop_nulls().len()
+            if rated >= SAMPLE_ROWS:
+                break
+    empty = pl.DataFrame(schema={"user_id": pl.String, "text": pl.String, "rating": pl.Float32})
+    return pl.concat([empty, *frames])
+
+
+def _reviews(run: Run, ranges: Iterable[Range]) -> Iterator[pl.DataFrame]:
+    for part in ranges:
+        source = run.config.sources[part.file.source]
+        try:
+            for block in ingest(part, source, run.clock, run.config.privacy.key(), run.config.privacy.redact):
+                rows = pl.from_arrow(block.rows)
+                assert isinstance(rows, pl.DataFrame)
+                reviews = rows.filter((pl.col("kind") == "review") & pl.col("text").is_not_null())
+                yield reviews.select("user_id", "text", "rating")
+        except FileRejected:
+            continue  # folding meets it again, and reports it

@@ -1,0 +1,321 @@
+"""The steps of a run on Ray: reading and folding in tasks, encoding in actors, one shuffle of partial states.
+
+    sources with text     read -> small blocks -> tokenise (tasks) -> encode (actors) -> fold (tasks) --+
+    sources without       read, fold (tasks) -----------------------------------------------------------+
+                                                                        by bucket -> merge, write (tasks)
+
+Reports travel with the data as rows of bucket -1, so that a task that Ray runs twice is counted once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.exceptions import RayError
+
+from ray_profile.config import Config
+from ray_profile.config import Encoder as Settings
+from ray_profile.encode.text import Encoded, TextEncoder
+from ray_profile.encode.tokens import Tokenizer
+from ray_profile.errors import BuildFailed, RayProfileError
+from ray_profile.pipelines import work
+from ray_profile.pipelines.engine import Progress
+from ray_profile.pipelines.report import Report
+from ray_profile.profile import statistics
+from ray_profile.profile.fold import state_schema
+from ray_profile.sources.formats import may_hold_text
+from ray_profile.sources.read import Range
+from ray_profile.store.root import Root
+from ray_profile.store.tables import DataFile
+
+REPORT = "report"
+REPORT_BUCKET = -1
+ROWS_PER_TEXT_BLOCK = 2_048  # enough for full token batches, few enough that every encoder has work soon
+TEXTS_PER_CALL = 4_096
+MAX_PARTITIONS = 200
+POLL_SECONDS = 1.0
+
+
+class RayEngine:
+    """`engine.Engine` on a Ray cluster: the one that RAY_ADDRESS names, or one that it starts on this machine."""
+
+    def __init__(self, config: Config, progress: Progress) -> None:
+        self._config = config
+        self._progress = progress
+        self._started = not ray.is_initialized()
+        if self._started:
+            ray.init(
+                num_cpus=config.build.cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            )
+        cpus = ray.cluster_resources().get(  # type: ignore[no-untyped-call]
+            "CPU", 1.0
+        )
+        self._encoders = config.build.encoders
+        # Beside the encoders there must be room for reading and folding, or both wait for each other for ever.
+        self._cpus_per_encoder = min(1.0, cpus / (2 * self._encoders))
+        self._threads = max(1, int(cpus) // self._encoders)
+        self._partitions = int(min(config.state.buckets, max(2, 2 * cpus), MAX_PARTITIONS))
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.raise_original_map_exception = True
+        context.default_hash_shuffle_parallelism = self._partitions
+
+    def close(self) -> None:
+        """Stop Ray if this engine started it."""
+        if self._started:
+            ray.shutdown()
+
+    def read_items(self, config: Config, ranges: Sequence[Range]) -> list[work.ItemsRead]:
+        """See `Engine`."""
+        with _plainly():
+            task = ray.remote(work.read_items)
+            return list(ray.get([task.remote(config, range_) for range_ in ranges]))
+
+    def encode(self, texts: pl.Series) -> Encoded:
+        """See `Engine`."""
+        with _plainly():
+            options = {"num_cpus": self._cpus_per_encoder, "num_gpus": self._config.build.gpus_per_encoder}
+            actor: Any = ray.remote(_TextActor).options(**options)
+            count = min(self._encoders, -(-len(texts) // TEXTS_PER_CALL))
+            pool = [actor.remote(self._config.encoder, self._threads) for _ in range(max(count, 1))]
+            starts = range(0, max(len(texts), 1), TEXTS_PER_CALL)
+            calls = [
+                pool[at % len(pool)].encode.remote(texts.slice(start, TEXTS_PER_CALL))
+                for at, start in enumerate(starts)
+            ]
+            parts: list[Encoded] = ray.get(calls)
+            for each in pool:
+                ray.kill(each)
+        return _joined(parts)
+
+    def fold(self, job: work.WaveJob, ranges: Sequence[Range]) -> tuple[list[DataFile], list[Report]]:
+        """See `Engine`."""
+        if not ranges:
+            return [], []
+        with _plainly(), self._watched("fold", sum(work.size_of(range_) for range_ in ranges)) as counter:
+            shuffled = self._partials(job, ranges, counter).repartition(self._partitions, keys=["bucket"])
+            done = shuffled.map_batches(partial(_write, job=job), batch_size=None, batch_format="pyarrow").take_all()
+        written = [_written(row["file"]) for row in done if row["file"] is not None]
+        reports = [Report.from_json(row[REPORT]) for row in done if row[REPORT] is not None]
+        work.assert_all_arrived(written, reports)
+        files = sorted((each.file for each in written), key=lambda file: (file.bucket, file.path))
+        return files, sorted(reports, key=lambda report: (report.source, report.file))
+
+    def statistics(self, root: Root, width: int, states: Mapping[int, Sequence[DataFile]]) -> pl.DataFrame:
+        """See `Engine`."""
+        with _plainly():
+            task = ray.remote(work.statistics_of_bucket)
+            return statistics.combine(ray.get([task.remote(root, width, states[bucket]) for bucket in sorted(states)]))
+
+    def fuse(self, job: work.FuseJob, buckets: Sequence[int]) -> list[work.Fused]:
+        """See `Engine`."""
+        with _plainly():
+            task, shared = ray.remote(work.fuse_bucket), ray.put(job)
+            waiting = [task.remote(shared, bucket) for bucket in buckets]
+            fused: list[work.Fused] = []
+            while waiting:
+                ready, waiting = ray.wait(waiting)
+                fused += ray.get(ready)
+                self._progress("fuse", len(fused), len(buckets))
+        return sorted(fused, key=lambda each: each.bucket)
+
+    def _partials(self, job: work.WaveJob, ranges: Sequence[Range], counter: Any) -> Dataset:
+        """Partial states of all ranges, with `bucket` and `report`."""
+        spoken = [range_ for range_ in ranges if may_hold_text(job.config.sources[range_.file.source])]
+        silent = [range_ for range_ in ranges if range_ not in spoken]
+        whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+        parts: list[Dataset] = []
+        if spoken:
+            settings = job.config.encoder
+            read = self._read(job, spoken, counter).repartition(target_num_rows_per_block=ROWS_PER_TEXT_BLOCK)
+            tokens = read.map_batches(partial(_tokenise, settings=settings), **whole)
+            encoded = tokens.map_batches(
+                _EncodeActor,
+                fn_constructor_args=(settings, self._threads),
+                compute=ActorPoolStrategy(size=self._encoders),
+                num_cpus=self._cpus_per_encoder,
+                num_gpus=job.config.build.gpus_per_encoder or None,
+                **whole,
+            )
+            parts.append(encoded.map_batches(partial(_fold, job=job), **whole))
+        if silent:
+            parts.append(self._read(job, silent, counter).map_batches(partial(_fold, job=job), **whole))
+        return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
+
+    def _read(self, job: work.WaveJob, ranges: Sequence[Range], counter: Any) -> Dataset:
+        numbers = ray.data.from_items([{"at": at} for at in range(len(ranges))], override_num_blocks=len(ranges))
+        reader = partial(_read, job=job, ranges=list(ranges), counter=counter)
+        return numbers.map_batches(reader, batch_size=1, batch_format="pyarrow")
+
+    @contextmanager
+    def _watched(self, stage: str, total: float) -> Iterator[Any]:
+        """A counter that tasks add to, and a thread that tells `progress` what it says."""
+        counter: Any = ray.remote(_Counter).options(num_cpus=0).remote()
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(POLL_SECONDS):
+                try:
+                    self._progress(stage, min(ray.get(counter.total.remote()), total), total)
+                except RayError:
+                    return  # the run ends for a reason of its own
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield counter
+            self._progress(stage, total, total)
+        finally:
+            over.set()
+            thread.join()
+            ray.kill(counter)
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self._total = 0.0
+
+    def add(self, amount: float) -> None:
+        self._total += amount
+
+    def total(self) -> float:
+        return self._total
+
+
+class _TextActor:
+    """Encodes texts that are no rows: titles and the taxonomy."""
+
+    def __init__(self, settings: Settings, threads: int) -> None:
+        self._encoder = _load(settings, threads)
+
+    def encode(self, texts: pl.Series) -> Encoded:
+        return self._encoder.encode(texts)
+
+
+class _EncodeActor:
+    """The encoder as an actor of the fold's pipeline."""
+
+    def __init__(self, settings: Settings, threads: int) -> None:
+        self._encoder = _load(settings, threads)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows, reports = _unpacked(table)
+        block = work.encode(work.Block(rows, Report("", "")), self._encoder)
+        return _packed(block.rows, [*reports, block.report])
+
+
+def _joined(parts: Sequence[Encoded]) -> Encoded:
+    counts = ("tokens", "truncated", "characters", "unknown_characters")
+    summed = {name: sum(getattr(part, name) for part in parts) for name in counts}
+    return Encoded(np.concatenate([part.vectors for part in parts]), **summed)
+
+
+def _load(settings: Settings, threads: int) -> TextEncoder:
+    import torch
+
+    torch.set_num_threads(threads)  # Ray gives an actor as many as its num_cpus, which here says something else
+    return TextEncoder.load(settings)
+
+
+def _read(table: pa.Table, job: work.WaveJob, ranges: Sequence[Range], counter: Any) -> Iterator[pa.Table]:
+    for at in table["at"].to_numpy():
+        for block in work.read(job, ranges[at]):
+            yield _packed(block.rows, [block.report])
+        counter.add.remote(work.size_of(ranges[at]))
+
+
+def _tokenise(table: pa.Table, settings: Settings) -> pa.Table:
+    rows, reports = _unpacked(table)
+    block = work.tokenise(work.Block(rows, Report("", "")), _tokenizer(settings))
+    return _packed(block.rows, [*reports, block.report])
+
+
+def _fold(table: pa.Table, job: work.WaveJob) -> pa.Table:
+    rows, reports = _unpacked(table)
+    states, report = work.fold_block(work.Block(rows, Report("", "")), job)
+    said = pl.DataFrame({"bucket": REPORT_BUCKET, REPORT: [each.to_json() for each in [*reports, report]]})
+    said = said.with_columns(pl.col("bucket").cast(pl.Int32))
+    return pl.concat([states.with_columns(pl.lit(None, pl.String).alias(REPORT)), said], how="diagonal").to_arrow()
+
+
+def _write(table: pa.Table, job: work.WaveJob) -> pa.Table:
+    frame = _frame(table)
+    reports = frame.filter(pl.col(REPORT).is_not_null())[REPORT].to_list()
+    states = frame.filter(pl.col(REPORT).is_null()).drop(REPORT)
+    states = states.cast(pl.Schema(state_schema(job.width).dtypes | {"bucket": pl.Int32()}))
+    files = [
+        json.dumps(asdict(work.write_states(job, int(str(bucket)), part)))
+        for (bucket,), part in states.sort("bucket", maintain_order=True).group_by("bucket", maintain_order=True)
+    ]
+    nothing: list[str | None] = [None]
+    return pa.table(
+        {
+            "file": pa.array(files + nothing * len(reports), pa.string()),
+            REPORT: pa.array(nothing * len(files) + reports, pa.string()),
+        }
+    )
+
+
+def _written(text: str) -> work.Written:
+    value = json.loads(text)
+    return work.Written(DataFile(**value["file"]), value["rows"])
+
+
+def _packed(rows: pl.DataFrame, reports: Sequence[Report]) -> pa.Table:
+    """Rows and their reports as one table: a report is a row of its own."""
+    said = pl.DataFrame({REPORT: [report.to_json() for report in reports]}, schema={REPORT: pl.String})
+    return pl.concat([rows.with_columns(pl.lit(None, pl.String).alias(REPORT)), said], how="diagonal").to_arrow()
+
+
+def _unpacked(table: pa.Table) -> tuple[pl.DataFrame, list[Report]]:
+    frame = _frame(table)
+    said = frame[REPORT].drop_nulls().to_list()
+    return frame.filter(pl.col(REPORT).is_null()).drop(REPORT), [Report.from_json(text) for text in said]
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+_tokenizers: dict[Settings, Tokenizer] = {}
+
+
+def _tokenizer(settings: Settings) -> Tokenizer:
+    if settings not in _tokenizers:
+        _tokenizers[settings] = Tokenizer.load(settings)
+    return _tokenizers[settings]
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Raise the package's own errors as they were raised in a worker, and Ray's as a failed run."""
+    try:
+        yield
+    except RayProfileError:
+        raise
+    except Exception as error:
+        at: BaseException | None = error
+        while at is not None:
+            cause = getattr(at, "cause", None) or at.__cause__
+            if isinstance(cause, RayProfileError):
+                raise cause from None
+            at = cause if isinstance(cause, BaseException) else None
+        if isinstance(error, RayError):
+            raise BuildFailed(f"Ray could not finish the run, which has committed nothing more: {error}") from error
+        raise

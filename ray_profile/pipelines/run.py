@@ -1,0 +1,116 @@
+"""A run on a root: opened, fenced and planned, before anything heavy is imported or started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from ray_profile import config as configuration
+from ray_profile.config import Config
+from ray_profile.encode.taxonomy import Taxonomy
+from ray_profile.encode.weights import model_digest, read_json, resolve
+from ray_profile.errors import EncoderError, SourceError
+from ray_profile.schema import SCHEMA_VERSION
+from ray_profile.sources.files import SourceFile, expand
+from ray_profile.sources.formats import is_catalogue
+from ray_profile.sources.redact import fingerprint
+from ray_profile.store.plan import Plan
+from ray_profile.store.root import Root, RootFacts
+from ray_profile.store.tables import Table
+from ray_profile.store.waves import Step, Writer, ignore_step
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's hold on its root, and what it was told."""
+
+    config: Config
+    root: Root
+    writer: Writer
+    at: Step
+    clock: datetime
+    keyed: bool
+    taxonomy: Taxonomy | None
+    encoder_digest: str
+    width: int
+
+    @classmethod
+    def open(cls, config: Config, clock: datetime, at: Step = ignore_step) -> Run:
+        """Check what can be checked without reading a row, open or make the root, and claim its states.
+
+        Raises `ConfigError`, `EncoderError`, `TaxonomyError`, `RootError` and `StorageError`.
+        """
+        key = config.privacy.key()
+        for source in config.sources.values():
+            is_catalogue(source)  # an unknown format is an error before the root is made
+        folder = resolve(config.encoder.model)
+        width = width_of(folder)
+        taxonomy = Taxonomy.load(config.taxonomy.path) if config.taxonomy.path else None
+        state = config.state
+        facts = RootFacts(SCHEMA_VERSION, state.buckets, state.period, state.half_life_days, fingerprint(key))
+        root = Root.open(config.root, facts)
+        writer = Writer(root, _states(root, width), at)
+        digest = model_digest(folder, config.encoder)
+        return cls(config, root, writer, at, clock, key is not None, taxonomy, digest, width)
+
+    def plan(self) -> Plan:
+        """List the sources and say what is new.
+
+        Raises `SourceError` for a source that has no file and never had one, and what `plan.make_plan` raises.
+        """
+        sources = self.config.sources
+        found = [file for name, source in sources.items() for file in expand(name, source)]
+        plan = self.writer.plan(
+            found,
+            self.digests(),
+            self.config.model_dump(mode="json"),
+            self.clock,
+            self.config.build.wave_gb,
+            [name for name, source in sources.items() if is_catalogue(source)],
+        )
+        self._check_found(found)
+        return plan
+
+    def digests(self) -> Mapping[str, str | None]:
+        """What must stay the same over the waves of a root, and what each wave was read with."""
+        formats = {
+            name: source.model_dump(exclude={"paths", "max_quarantine"}) for name, source in self.config.sources.items()
+        }
+        taxonomy = {
+            "tags": self.taxonomy.digest if self.taxonomy else None,
+            "threshold": self.config.taxonomy.threshold,
+        }
+        return {
+            "encoder": self.encoder_digest,
+            "taxonomy": configuration.digest(taxonomy),
+            "key": self.root.facts.key_fingerprint,
+            "schema": str(SCHEMA_VERSION),
+            "formats": configuration.digest(formats),
+        }
+
+    def _check_found(self, found: list[SourceFile]) -> None:
+        missing = set(self.config.sources) - {file.source for file in found}
+        missing -= {file.source for past in self.writer.past() for file in past.wave.files}
+        for name in sorted(missing):
+            paths = ", ".join(self.config.sources[name].paths)
+            raise SourceError(f"[sources.{name}] paths match no file: {paths}; correct them, or remove the source")
+
+
+def width_of(folder: Path) -> int:
+    """The width of a model's vectors, from its config.json."""
+    width = read_json(folder / "config.json").get("hidden_size")
+    if not isinstance(width, int):
+        raise EncoderError(f"{folder}/config.json names no hidden_size; name a model that is a text encoder")
+    return width
+
+
+def _states(root: Root, width: int) -> Table:
+    table = Table(root, "states")
+    if table.open() is None:
+        from ray_profile.pipelines.work import states_table  # needs the facets, which a run without new files does not
+
+        table = states_table(root, width)
+        table.create()
+    return table

@@ -1,0 +1,149 @@
+"""Fold one wave in: catalogue, probe, rows; check what came out; one commit, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow.parquet as pq
+
+from ray_profile.encode.heads import TagMatrix
+from ray_profile.encode.tokens import readable_or_raise
+from ray_profile.errors import FileRejected, QuarantineLimitError, RayProfileError
+from ray_profile.pipelines import catalogue, probe, work
+from ray_profile.pipelines.engine import Engine
+from ray_profile.pipelines.report import Report, add, by_file
+from ray_profile.pipelines.run import Run
+from ray_profile.profile.tagging import Tagger
+from ray_profile.schema import REASONS
+from ray_profile.sources.files import SourceFile
+from ray_profile.sources.formats import is_catalogue
+from ray_profile.sources.read import Range, ranges
+from ray_profile.store.plan import PlannedFile, RejectedFile, Wave
+from ray_profile.store.tables import DataFile
+
+MAX_BLAMED = 5
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What a committed wave took in."""
+
+    reports: list[Report]
+    rejected: list[RejectedFile]
+
+
+def fold_wave(run: Run, wave: Wave, engine: Engine) -> Folded:
+    """Read a wave's files, commit their states, and say what became of every row.
+
+    A file that turns out unreadable when some of its rows were folded already makes the wave fold again without it.
+    Raises `QuarantineLimitError`, `EncoderError`, `FencedError`, `StorageError`; nothing is committed then.
+    """
+    run.writer.write_plan(wave)
+    parts, rejected = _ranges(run, wave)
+    tagger = make_tagger(run, engine)
+    items = _catalogue(run, wave, parts, rejected, tagger, engine)
+    rows = [part for path, each in parts.items() for part in each if path not in rejected]
+    rows = [part for part in rows if not is_catalogue(run.config.sources[part.file.source])]
+    head = probe.find_or_fit(run, rows, engine)
+    job = work.WaveJob(run.config, run.root, wave.uuid, wave.number, run.clock, run.width, items, tagger, head)
+    run.at("write.before")
+    files, reports = _fold(run, job, rows, rejected, engine)
+    run.at("write.after")
+    named = [_named(file, rejected[file.path]) for file in wave.files if file.path in rejected]
+    try:
+        _check(run, wave, reports, named)
+    except RayProfileError:
+        run.root.delete(f"states/{file.path}" for file in files)
+        raise
+    run.writer.commit_wave(wave, files, named)
+    return Folded(reports, named)
+
+
+def make_tagger(run: Run, engine: Engine) -> Tagger:
+    """The taxonomy's tags, with the vectors by which texts resemble them."""
+    if run.taxonomy is None:
+        return Tagger()
+    return Tagger(run.taxonomy, TagMatrix.build(run.taxonomy, engine, run.config.taxonomy.threshold))
+
+
+def _ranges(run: Run, wave: Wave) -> tuple[dict[str, list[Range]], dict[str, str]]:
+    """The ranges of each readable file, and the reason for each other one."""
+    parts: dict[str, list[Range]] = {}
+    rejected: dict[str, str] = {}
+    for file in wave.files:
+        try:
+            parts[file.path] = ranges(SourceFile(**asdict(file)), run.config.sources[file.source])
+        except FileRejected as error:
+            rejected[file.path] = error.reason
+    return parts, rejected
+
+
+def _catalogue(
+    run: Run, wave: Wave, parts: Mapping[str, Sequence[Range]], rejected: dict[str, str], tagger: Tagger, engine: Engine
+) -> tuple[DataFile, ...]:
+    every = [part for each in parts.values() for part in each]
+    read = list(zip(every, engine.read_items(run.config, every), strict=True))
+    for part, found in read:
+        if found.rejected:
+            rejected[part.file.path] = found.rejected
+    good = [(part, found) for part, found in read if part.file.path not in rejected]
+    for at, (_, found) in enumerate(good):
+        for table in found.nameless:
+            folder = run.root.path("quarantine", wave.uuid)
+            run.root.fs.makedirs(folder, exist_ok=True)
+            with run.root.fs.open(f"{folder}/items-{at}.parquet", "wb") as file:
+                pq.write_table(table, file, compression="zstd")
+    stated = [f.items for part, f in good if is_catalogue(run.config.sources[part.file.source])]
+    mentioned = [f.items for part, f in good if not is_catalogue(run.config.sources[part.file.source])]
+    return catalogue.update(run.root, wave, stated, mentioned, tagger, engine, run.at)
+
+
+def _fold(
+    run: Run, job: work.WaveJob, rows: Sequence[Range], rejected: dict[str, str], engine: Engine
+) -> tuple[list[DataFile], list[Report]]:
+    while True:
+        files, reports = engine.fold(job, rows)
+        bad = {report.file: report.rejected for report in reports if report.rejected}
+        rejected.update(bad)
+        reports = [report for report in reports if not report.rejected]
+        if not any(report.file in bad for report in reports):
+            return files, reports
+        # Some of its rows are in the files: none of it may count, so the wave is folded again without it.
+        run.root.delete(f"states/{file.path}" for file in files)
+        rows = [part for part in rows if part.file.path not in bad]
+
+
+def _check(run: Run, wave: Wave, reports: Sequence[Report], rejected: Sequence[RejectedFile]) -> None:
+    total = add(reports)
+    readable_or_raise(run.config.encoder.model, total.characters, total.unknown_characters)
+    for name, source in run.config.sources.items():
+        mine = [report for report in reports if report.source == name]
+        size = sum(file.size for file in wave.files if file.source == name)
+        lost = sum(file.size for file in rejected if file.source == name)
+        whole = add(mine)
+        of_bytes = lost / size if size else 0.0
+        of_rows = whole.rows_quarantined / whole.rows_read if whole.rows_read else 0.0
+        share = of_bytes + (1 - of_bytes) * of_rows
+        if share > source.max_quarantine:
+            blamed = _blame(mine, [file for file in rejected if file.source == name])
+            raise QuarantineLimitError(
+                f"[sources.{name}] {share:.2%} of this wave cannot be used, and max_quarantine is "
+                f"{source.max_quarantine:.2%}; nothing was committed.\n{blamed}\n"
+                f"Mend the files, correct [sources.{name}], or raise sources.{name}.max_quarantine."
+            )
+
+
+def _blame(reports: Sequence[Report], rejected: Sequence[RejectedFile]) -> str:
+    lines = [f"  {file.path}: rejected whole: {file.reason}" for file in rejected]
+    worst = sorted(by_file(reports).values(), key=lambda report: -report.rows_quarantined)
+    for report in worst:
+        if report.rows_quarantined:
+            why = "; ".join(f"{rows:,} x {reason} ({REASONS[reason]})" for reason, rows in report.quarantined.items())
+            lines.append(f"  {report.file}: {why}; for example {', '.join(report.examples)}")
+    more = len(lines) - MAX_BLAMED
+    return "\n".join(lines[:MAX_BLAMED] + ([f"  ... and {more} more files"] if more > 0 else []))
+
+
+def _named(file: PlannedFile, reason: str) -> RejectedFile:
+    return RejectedFile(file.source, file.path, file.size, file.tag, reason)

@@ -1,0 +1,142 @@
+"""The behaviour facet: what people do, how often, when, where, for how much, with which categories and brands."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+
+from ray_profile.profile.facet import FoldContext
+from ray_profile.profile.text import PART
+from ray_profile.state import TIME, Aggregate, Column, Intervals, LastN, MapSum, Scalar, TopK, VectorSum
+
+#: Price bands are half powers of two: band b holds 2^(b/2) <= price < 2^((b+1)/2).
+BANDS_PER_DOUBLING = 2
+
+_INT, _FLOAT, _TEXT = pl.Int64(), pl.Float64(), pl.String()
+_SEEN: dict[str, tuple[Aggregate, pl.DataType]] = {"n": ("sum", _INT), "last": ("max", TIME)}
+_AFFINITY: dict[str, tuple[Aggregate, pl.DataType]] = {
+    **_SEEN,
+    "weight": ("sum", _FLOAT),
+    "spend": ("sum", _FLOAT),
+}
+
+KINDS = MapSum("kind_sums", {**_SEEN, "quantity": ("sum", _FLOAT), "spend": ("sum", _FLOAT)}, cap=16)
+ORDERS = MapSum("orders", {"quantity": ("sum", _FLOAT), "spend": ("sum", _FLOAT)}, cap=256)
+SESSIONS = Intervals("session_spans")
+CATEGORIES = MapSum("category_sums", _AFFINITY, cap=256)  # every level of the path
+BRANDS = MapSum("brand_sums", _AFFINITY, cap=256)
+AFFINITY_EVIDENCE = TopK("affinity_evidence", {"ts": TIME, "item_id": _TEXT, "kind": _TEXT}, k=3, cap=512)
+PRICES = MapSum("prices", {"n": ("sum", _INT), "spend": ("sum", _FLOAT)}, cap=512)  # key: finest category, band
+PLACES = MapSum("place_sums", _SEEN, cap=64)
+DEVICES = MapSum("device_sums", _SEEN, cap=32)
+SEARCHES = MapSum("search_sums", _SEEN, cap=256)
+ITEMS = MapSum("item_sums", {**_SEEN, "weight": ("sum", _FLOAT)}, cap=512)
+LAST_ITEMS = LastN("latest_items", {"item_id": _TEXT, "kind": _TEXT, "price": _FLOAT}, n=100)
+
+COLUMNS: tuple[Column, ...] = (
+    Scalar("rows", "sum", _INT),
+    Scalar("first_ts", "min", TIME),
+    Scalar("last_ts", "max", TIME),
+    KINDS,
+    ORDERS,
+    SESSIONS,
+    VectorSum("hour_counts", 24),
+    VectorSum("weekday_counts", 7),
+    CATEGORIES,
+    BRANDS,
+    AFFINITY_EVIDENCE,
+    PRICES,
+    PLACES,
+    DEVICES,
+    SEARCHES,
+    ITEMS,
+    LAST_ITEMS,
+)
+
+
+def fold(rows: pl.DataFrame, context: FoldContext) -> list[pl.DataFrame]:
+    """Prepared rows (see facet.py) -> gathered columns."""
+    pieces = pl.col("quantity").fill_null(1.0)
+    rows = rows.with_columns(
+        pl.lit(1, _INT).alias("n"),
+        pl.col("ts").alias("last"),
+        pieces.alias("quantity"),
+        (pl.col("price").fill_null(0.0) * pieces).alias("spend"),
+    )
+    known = context.items.frame.select("item", "levels", "brand", pl.col("categories").list.last().alias("finest"))
+    rows = rows.join(known, on="item", how="left", maintain_order="left")
+    bought = rows.filter(pl.col("kind") == "purchase")
+    timed = rows.filter(pl.col("hour").is_not_null())
+    return [
+        rows.group_by("g").agg(
+            pl.len().cast(_INT).alias("rows"), pl.col("ts").min().alias("first_ts"), pl.col("ts").max().alias("last_ts")
+        ),
+        KINDS.gather(rows.with_columns(pl.col("kind").alias("key"))),
+        ORDERS.gather(bought.with_columns(_basket().alias("key"))),
+        SESSIONS.gather(timed.select("g", pl.col("ts").alias("start"), pl.col("ts").alias("end"))),
+        _histogram(timed, "hour", "hour_counts", 24),
+        _histogram(rows, "weekday", "weekday_counts", 7),
+        *_affinities(rows),
+        PRICES.gather(bought.filter(pl.col("price") > 0).with_columns(_price_key().alias("key"))),
+        *(_seen(rows, name, column) for name, column in (("place", PLACES), ("device", DEVICES))),
+        SEARCHES.gather(
+            rows.filter((pl.col("kind") == "search") & pl.col("text").is_not_null()).with_columns(
+                pl.col("text").str.to_lowercase().str.slice(0, 100).alias("key")
+            )
+        ),
+        *_items(rows),
+    ]
+
+
+def band_edges(band: int) -> tuple[float, float]:
+    """The prices that a band holds, lowest inclusive, highest exclusive."""
+    return math.pow(2, band / BANDS_PER_DOUBLING), math.pow(2, (band + 1) / BANDS_PER_DOUBLING)
+
+
+def _basket() -> pl.Expr:
+    return pl.coalesce(pl.col("order_id"), pl.col("ts").dt.to_string("iso"))
+
+
+def _price_key() -> pl.Expr:
+    band = (pl.col("price").log(2) * BANDS_PER_DOUBLING).floor().cast(pl.Int32).cast(_TEXT)
+    return pl.concat_str(pl.col("finest").fill_null(""), band, separator=PART)
+
+
+def _histogram(rows: pl.DataFrame, column: str, name: str, width: int) -> pl.DataFrame:
+    """Counts of the values 0..width-1 per group, as one vector."""
+    groups, row = np.unique(rows["g"].to_numpy(), return_inverse=True)
+    cell = row * width + rows[column].to_numpy().astype(np.int64)
+    counts = np.bincount(cell, minlength=len(groups) * width).reshape(len(groups), width).astype(np.float64)
+    return pl.DataFrame(
+        {"g": pl.Series(groups, dtype=pl.UInt32), name: pl.Series(counts, dtype=pl.Array(pl.Float64, width))}
+    )
+
+
+def _seen(rows: pl.DataFrame, name: str, column: MapSum) -> pl.DataFrame:
+    return column.gather(rows.filter(pl.col(name).is_not_null()).with_columns(pl.col(name).alias("key")))
+
+
+def _affinities(rows: pl.DataFrame) -> list[pl.DataFrame]:
+    """Categories and brands with their evidence. A return takes its spend back and says nothing about liking."""
+    fields = ("g", "id", "ts", "last", "item_id", "kind", "n", "weight", "spend")
+    signed = rows.with_columns(
+        pl.when(pl.col("kind") == "return").then(-pl.col("spend"))
+        .when(pl.col("kind") == "purchase").then(pl.col("spend"))
+        .otherwise(0.0).alias("spend"),
+        pl.when(pl.col("kind") == "return").then(0).otherwise(pl.col("n")).alias("n"),
+    )  # fmt: skip
+    categories = signed.select(*fields, pl.col("levels").alias("key")).explode("key")
+    categories = categories.filter(pl.col("key").is_not_null())
+    brands = signed.filter(pl.col("brand").is_not_null()).select(*fields, pl.col("brand").alias("key"))
+    evidence = pl.concat(
+        frame.with_columns(pl.concat_str(pl.lit(prefix), "key").alias("key"))
+        for prefix, frame in (("category:", categories), ("brand:", brands))
+    ).filter(pl.col("weight") > 0)
+    return [CATEGORIES.gather(categories), BRANDS.gather(brands), AFFINITY_EVIDENCE.gather(evidence)]
+
+
+def _items(rows: pl.DataFrame) -> list[pl.DataFrame]:
+    acted = rows.filter(pl.col("item_id").is_not_null())
+    return [ITEMS.gather(acted.with_columns(pl.col("item_id").alias("key"))), LAST_ITEMS.gather(acted)]

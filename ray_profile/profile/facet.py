@@ -1,0 +1,95 @@
+"""What a facet is: state columns, a fold and a fuse. What folds and fuses are given besides the data.
+
+A facet's `fold` sees prepared rows: schema.ROWS plus
+
+    g       UInt32, the number of the row's (user_id, period)
+    item    UInt32, the row's item in `Items`, null where the catalogue does not know it
+    decay   Float64, forward decay to the end of the row's period
+    weight  Float64, KIND_WEIGHT x decay
+
+and returns gathered columns [g, name]. Its `fuse` sees the states of whole users (one row per user and period) with
+
+    u       UInt32, the number of the user
+    scale   Float64, the decay from the period's end to the end of the user's own last period
+
+and returns frames [u, ...] of profile columns. Weights scaled to the user's last period never underflow together, so
+that a ratio of them is never 0/0.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from ray_profile.encode.heads import Probe
+from ray_profile.encode.terms import Gazetteer
+from ray_profile.profile.items import Items
+from ray_profile.profile.tagging import Tagger
+from ray_profile.state import MapSum
+
+SNIPPET_CHARS = 160
+
+
+@dataclass(frozen=True)
+class FoldContext:
+    """What every fold of a run shares."""
+
+    items: Items
+    width: int  # D of the encoder
+    period: str = "month"
+    half_life_days: float = 90.0
+    tagger: Tagger = field(default_factory=Tagger)
+    probe: Probe | None = None
+    gazetteer: Gazetteer | None = None
+
+
+@dataclass(frozen=True)
+class FuseContext:
+    """What every fuse of a run shares. `statistics` is the long frame of profile/statistics.py."""
+
+    items: Items
+    as_of: dt.datetime
+    statistics: pl.DataFrame
+    statistics_version: int
+    encoder_digest: str
+    width: int
+    period: str = "month"
+    half_life_days: float = 90.0
+
+
+def entries(states: pl.DataFrame, column: MapSum, scaled: tuple[str, ...] = ()) -> pl.DataFrame:
+    """A map column over all of a user's periods: [u, key, *values], the `scaled` values decayed to the last period."""
+    spread = states.select("u", "scale", column.name).filter(pl.col(column.name).list.len() > 0)
+    spread = spread.explode(column.name).unnest(column.name)
+    spread = spread.with_columns(pl.col(name) * pl.col("scale") for name in scaled)
+    summed = {
+        name: pl.col(name).sum() if how == "sum" else pl.col(name).min() if how == "min" else pl.col(name).max()
+        for name, (how, _) in column.values.items()
+    }
+    return spread.group_by("u", "key").agg(**summed).sort("u", "key")
+
+
+def listed(frame: pl.DataFrame, name: str, fields: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """Rows [u, *fields], in order -> [u, name]: a list of structs per user."""
+    inner = pl.Struct(dict(fields))
+    packed = frame.group_by("u", maintain_order=True).agg(pl.struct(*fields).alias(name))
+    return packed.select("u", pl.col(name).cast(pl.List(inner)))
+
+
+def weighted_sum(
+    g: np.ndarray, index: np.ndarray, weight: np.ndarray, vectors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per group the sum of weight x vectors[index]. g, index, weight: (N,); vectors: (M, D).
+
+    Returns the groups that occur (G,) and their sums (G, D) float64.
+    """
+    from scipy.sparse import csr_array
+
+    groups, row = np.unique(g, return_inverse=True)
+    used, column = np.unique(index, return_inverse=True)
+    product = csr_array((weight, (row, column)), shape=(len(groups), len(used)))
+    return groups, np.asarray(product @ vectors[used].astype(np.float64))

@@ -1,0 +1,174 @@
+"""The behaviour facet's profile columns: recency, frequency, monetary value, habits, affinities, price level."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from ray_profile.profile import behaviour, statistics
+from ray_profile.profile.facet import FuseContext, entries, listed
+from ray_profile.profile.fuse_text import best_evidence
+from ray_profile.profile.items import PATH_SEPARATOR
+from ray_profile.profile.text import PART
+from ray_profile.state import OTHER, TIME, MapSum, distinct_keys, join_intervals
+
+MAX_AFFINITIES = 30
+MAX_SEARCHES = 20
+DAY_US = 86_400_000_000
+
+_INT, _FLOAT, _TEXT = pl.Int64(), pl.Float64(), pl.String()
+_ACT = pl.List(pl.Struct({"id": _TEXT, "weight": _FLOAT, "ts": TIME, "item_id": _TEXT, "kind": _TEXT}))
+
+
+def _affinity(name: str) -> dict[str, pl.DataType]:
+    # `share` is of the decayed weight of all categories of the same depth, or of all brands.
+    return {name: _TEXT, "share": _FLOAT, "n": _INT, "spend": _FLOAT, "last": TIME, "evidence": _ACT}
+
+
+def _habit(name: str) -> dict[str, pl.DataType]:
+    return {name: _TEXT, "share": _FLOAT, "n": _INT, "last": TIME}
+
+
+_KIND: dict[str, pl.DataType] = {"kind": _TEXT, "n": _INT, "quantity": _FLOAT, "last": TIME}
+_SEARCH: dict[str, pl.DataType] = {"query": _TEXT, "n": _INT, "last": TIME}
+_BAND: dict[str, pl.DataType] = {"low": _FLOAT, "high": _FLOAT, "share": _FLOAT}
+_LATEST: dict[str, pl.DataType] = {"ts": TIME, "item_id": _TEXT, "kind": _TEXT, "price": _FLOAT, "id": _TEXT}
+
+DTYPES: dict[str, pl.DataType] = {
+    "rows": _INT,
+    "first_ts": TIME,
+    "last_ts": TIME,
+    "recency_days": _FLOAT,  # from the last row to as_of
+    "kinds": pl.List(pl.Struct(_KIND)),
+    "frequency": _FLOAT,  # distinct orders; estimated beyond 256 in a period
+    "monetary": _FLOAT,  # spent less returned, in the shop's currency
+    "returns": pl.Struct({"n": _INT, "value": _FLOAT}),
+    "basket_size": _FLOAT,  # pieces an order
+    "sessions": _INT,
+    "session_minutes": _FLOAT,  # mean
+    "hours": pl.List(_FLOAT),  # rows by local hour, 24 numbers; empty where no time of day is known
+    "weekdays": pl.List(_FLOAT),  # rows by local weekday from Monday, 7 numbers
+    "categories": pl.List(pl.Struct(_affinity("category"))),
+    "brands": pl.List(pl.Struct(_affinity("brand"))),
+    "price_bands": pl.List(pl.Struct(_BAND)),  # share of spend
+    "price_rank": _FLOAT,  # 0 cheapest to 1 dearest: mean rank of what was bought within its category
+    "places": pl.List(pl.Struct(_habit("place"))),
+    "devices": pl.List(pl.Struct(_habit("device"))),
+    "searches": pl.List(pl.Struct(_SEARCH)),
+    "last_items": pl.List(pl.Struct(_LATEST)),
+}
+
+
+def fuse(states: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
+    """States with `u` and `scale` (see facet.py) -> frames [u, ...] of this facet's profile columns."""
+    as_of = pl.lit(context.as_of, dtype=TIME)
+    times = states.group_by("u").agg(pl.col("rows").sum(), pl.col("first_ts").min(), pl.col("last_ts").max())
+    recency = (as_of - pl.col("last_ts")).dt.total_microseconds() / DAY_US
+    return [
+        times.with_columns(recency.alias("recency_days")),
+        *_money(states),
+        _sessions(states),
+        *(
+            _histogram(states, column, name)
+            for column, name in (("hour_counts", "hours"), ("weekday_counts", "weekdays"))
+        ),
+        _affinities(states, behaviour.CATEGORIES, "category", "categories"),
+        _affinities(states, behaviour.BRANDS, "brand", "brands"),
+        *_prices(states, context.statistics),
+        _habits(states, behaviour.PLACES, "place", "places"),
+        _habits(states, behaviour.DEVICES, "device", "devices"),
+        _searches(states),
+        _latest(states),
+    ]
+
+
+def _money(states: pl.DataFrame) -> list[pl.DataFrame]:
+    kinds = entries(states, behaviour.KINDS).sort(["u", "n", "key"], descending=[False, True, False])
+    bought, back = pl.col("key") == "purchase", pl.col("key") == "return"
+    orders = behaviour.ORDERS.gather(entries(states, behaviour.ORDERS).rename({"u": "g"}))
+    counted = orders.select(pl.col("g").alias("u"), distinct_keys(orders, behaviour.ORDERS).alias("frequency"))
+    spent = kinds.group_by("u").agg(
+        (pl.col("spend").filter(bought).sum() - pl.col("spend").filter(back).sum()).alias("monetary"),
+        pl.struct(pl.col("n").filter(back).sum().alias("n"), pl.col("spend").filter(back).sum().alias("value")).alias(
+            "returns"
+        ),
+        pl.col("quantity").filter(bought).sum().alias("pieces"),
+    )
+    money = spent.join(counted, on="u", how="left").with_columns(pl.col("frequency").fill_null(0.0))
+    basket = pl.when(pl.col("frequency") > 0).then(pl.col("pieces") / pl.col("frequency"))
+    return [
+        money.select("u", "frequency", "monetary", "returns", basket.alias("basket_size")),
+        listed(kinds.rename({"key": "kind"}), "kinds", _KIND),
+    ]
+
+
+def _sessions(states: pl.DataFrame) -> pl.DataFrame:
+    """Intervals are joined over all periods, so that a session across a month's end is one."""
+    spans = states.select(pl.col("u").alias("g"), behaviour.SESSIONS.name).explode(behaviour.SESSIONS.name)
+    spans = join_intervals(spans.filter(pl.col(behaviour.SESSIONS.name).is_not_null()).unnest(behaviour.SESSIONS.name))
+    minutes = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 60_000_000
+    counted = spans.group_by(pl.col("g").alias("u")).agg(
+        pl.len().cast(_INT).alias("sessions"), minutes.mean().alias("session_minutes")
+    )
+    return states.select("u").unique().join(counted, on="u", how="left").with_columns(pl.col("sessions").fill_null(0))
+
+
+def _histogram(states: pl.DataFrame, column: str, name: str) -> pl.DataFrame:
+    width = states.schema[column].shape[0]  # type: ignore[attr-defined]
+    filled = states.filter(pl.col(column).is_not_null())
+    counts = filled.group_by("u").agg(pl.col(column).arr.get(i).sum().alias(str(i)) for i in range(width))
+    return counts.select("u", pl.concat_list(str(i) for i in range(width)).alias(name))
+
+
+def _affinities(states: pl.DataFrame, column: MapSum, name: str, to: str) -> pl.DataFrame:
+    liked = entries(states, column, scaled=("weight",)).filter((pl.col("key") != OTHER) & (pl.col("n") > 0))
+    depth = pl.col("key").str.count_matches(PATH_SEPARATOR, literal=True)
+    liked = liked.with_columns((pl.col("weight") / pl.col("weight").sum().over("u", depth)).alias("share"))
+    liked = liked.filter(pl.col("weight") > 0).sort(["u", "share", "key"], descending=[False, True, False])
+    liked = liked.group_by("u", maintain_order=True).head(MAX_AFFINITIES)
+    acts = best_evidence(states, behaviour.AFFINITY_EVIDENCE).filter(pl.col("key").str.starts_with(f"{name}:"))
+    acts = acts.with_columns(pl.col("key").str.strip_prefix(f"{name}:"))
+    fields = list(_ACT.inner.to_schema())  # type: ignore[union-attr]
+    evidence = acts.group_by("u", "key", maintain_order=True).agg(pl.struct(fields).alias("evidence"))
+    joined = liked.join(evidence, on=["u", "key"], how="left", maintain_order="left")
+    return listed(joined.rename({"key": name}), to, _affinity(name))
+
+
+def _prices(states: pl.DataFrame, corpus: pl.DataFrame) -> list[pl.DataFrame]:
+    parts = pl.col("key").str.split_exact(PART, 1).struct.rename_fields(["category", "band"])
+    paid = (
+        entries(states, behaviour.PRICES).filter(pl.col("key") != OTHER).with_columns(parts.alias("key")).unnest("key")
+    )
+    paid = paid.with_columns(pl.col("band").cast(pl.Int32))
+    bands = paid.group_by("u", "band").agg(pl.col("spend").sum()).sort("u", "band")
+    edge = pl.lit(2.0).pow(pl.col("band") / behaviour.BANDS_PER_DOUBLING)
+    bands = bands.with_columns(
+        edge.alias("low"),
+        (edge * 2.0 ** (1 / behaviour.BANDS_PER_DOUBLING)).alias("high"),
+        (pl.col("spend") / pl.col("spend").sum().over("u")).alias("share"),
+    )
+    shop = statistics.of(corpus, "price").with_columns(parts.alias("key")).unnest("key")
+    shop = shop.with_columns(pl.col("band").cast(pl.Int32)).sort("category", "band")
+    below = pl.col("value").cum_sum().over("category") - pl.col("value") / 2
+    shop = shop.select("category", "band", (below / pl.col("value").sum().over("category")).alias("rank"))
+    ranked = paid.join(shop, on=["category", "band"])
+    rank = (pl.col("rank") * pl.col("n")).sum() / pl.col("n").sum()
+    return [listed(bands, "price_bands", _BAND), ranked.group_by("u").agg(rank.alias("price_rank"))]
+
+
+def _habits(states: pl.DataFrame, column: MapSum, name: str, to: str) -> pl.DataFrame:
+    seen = entries(states, column).with_columns((pl.col("n") / pl.col("n").sum().over("u")).alias("share"))
+    seen = seen.filter(pl.col("key") != OTHER).sort(["u", "n", "key"], descending=[False, True, False])
+    return listed(seen.rename({"key": name}), to, _habit(name))
+
+
+def _searches(states: pl.DataFrame) -> pl.DataFrame:
+    asked = entries(states, behaviour.SEARCHES).filter(pl.col("key") != OTHER).rename({"key": "query"})
+    asked = asked.sort(["u", "n", "last", "query"], descending=[False, True, True, False])
+    return listed(asked.group_by("u", maintain_order=True).head(MAX_SEARCHES), "searches", _SEARCH)
+
+
+def _latest(states: pl.DataFrame) -> pl.DataFrame:
+    spread = states.select(pl.col("u").alias("g"), behaviour.LAST_ITEMS.name)
+    gathered = behaviour.LAST_ITEMS.gather(behaviour.LAST_ITEMS.spread(spread))
+    rows = gathered.rename({"g": "u"}).explode(behaviour.LAST_ITEMS.name).unnest(behaviour.LAST_ITEMS.name)
+    return listed(rows, "last_items", _LATEST)

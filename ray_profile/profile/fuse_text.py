@@ -1,0 +1,227 @@
+"""The text facet's profile columns: feelings, tags with their evidence, keywords, entities, languages."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from ray_profile.profile import statistics, text
+from ray_profile.profile.facet import FuseContext, entries, listed
+from ray_profile.state import OTHER, TIME, TopK
+
+MAX_TAGS = 50
+MAX_TERMS = 25
+PRIOR_WEIGHT = 2.0  # how many views' worth of the whole shop's habits each share starts from
+LIKED = 0.25  # balance (positive - negative) above which rows with a tag speak of liking, and below minus which not
+MIN_TREND_ROWS = 3
+
+_INT, _FLOAT, _TEXT = pl.Int64(), pl.Float64(), pl.String()
+EVIDENCE = pl.List(pl.Struct({"id": _TEXT, "weight": _FLOAT, "ts": TIME, "item_id": _TEXT, "snippet": _TEXT}))
+_TAG: dict[str, pl.DataType] = {
+    "tag": _TEXT,
+    "share": _FLOAT,  # of what this person does, in [0, 1], smoothed towards the shop's share
+    "score": _FLOAT,  # mean: 1 for the catalogue's word, a cosine for a resemblance
+    "support": _INT,  # rows with the tag ...
+    "of": _INT,  # ... of rows that could carry one
+    "items": _INT,  # distinct items among them
+    "last": TIME,
+    "stance": _TEXT,  # liked, mixed, disliked; null where no review speaks
+    "source": _TEXT,
+    "weak": pl.Boolean(),  # fewer than two distinct items
+    "evidence": EVIDENCE,
+}
+_KEYWORD: dict[str, pl.DataType] = {"term": _TEXT, "weight": _FLOAT, "n": _INT, "last": TIME, "id": _TEXT}
+_ENTITY: dict[str, pl.DataType] = {
+    "entity": _TEXT,
+    "n": _INT,
+    "last": TIME,
+    "evidence": pl.List(
+        pl.Struct({"id": _TEXT, "ts": TIME, "item_id": _TEXT, "start": _INT, "end": _INT, "snippet": _TEXT})
+    ),
+}
+_LANGUAGE: dict[str, pl.DataType] = {"language": _TEXT, "share": _FLOAT}
+
+DTYPES: dict[str, pl.DataType] = {
+    "review_count": _INT,
+    "text_count": _INT,
+    "mean_rating": _FLOAT,
+    "sentiment": pl.Struct(
+        {
+            "negative": _FLOAT,
+            "neutral": _FLOAT,
+            "positive": _FLOAT,
+            "n": _INT,
+            "trend": _FLOAT,  # change of (positive - negative) per 30 days; null under two periods or three rows
+            "source": _TEXT,  # stars, probe or mixed
+            "evidence": pl.List(
+                pl.Struct(
+                    {"feeling": _TEXT, "id": _TEXT, "weight": _FLOAT, "ts": TIME, "item_id": _TEXT, "snippet": _TEXT}
+                )
+            ),
+        }
+    ),
+    "tags": pl.List(pl.Struct(_TAG)),
+    "keywords": pl.List(pl.Struct(_KEYWORD)),
+    "entities": pl.List(pl.Struct(_ENTITY)),
+    "languages": pl.List(pl.Struct(_LANGUAGE)),
+    "text_vector": pl.List(pl.Float32()),
+}
+
+
+def vectors(states: pl.DataFrame, users: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Per user the decayed sum (U, D) of the vectors of what they wrote, and its total weight (U,)."""
+    sums, weights = np.zeros((users, width)), np.zeros(users)
+    written = states.filter(pl.col("text_vector").is_not_null())
+    if not written.is_empty():
+        u, scale = written["u"].to_numpy(), written["scale"].to_numpy()
+        np.add.at(sums, u, written["text_vector"].to_numpy() * scale[:, None])
+        weights += np.bincount(u, written["text_weight"].to_numpy() * scale, minlength=users)
+    return sums, weights
+
+
+def fuse(states: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
+    """States with `u` and `scale` (see facet.py) -> frames [u, ...] of this facet's profile columns."""
+    rating = pl.when(pl.col("rating_n").sum() > 0).then(pl.col("rating_sum").sum() / pl.col("rating_n").sum())
+    counts = states.group_by("u").agg(
+        pl.col("reviews").sum().alias("review_count"),
+        pl.col("texts").sum().alias("text_count"),
+        rating.alias("mean_rating"),
+    )
+    return [
+        counts,
+        _sentiment(states),
+        _tags(states, context.statistics),
+        _keywords(states, context.statistics),
+        _entities(states),
+        _languages(states),
+    ]
+
+
+def best_evidence(states: pl.DataFrame, column: TopK) -> pl.DataFrame:
+    """A top-k column over all of a user's periods: [u, key, id, weight, *fields], the k best per (u, key), in order."""
+    spread = states.select("u", "scale", column.name).filter(pl.col(column.name).list.len() > 0)
+    spread = spread.explode(column.name).unnest(column.name)
+    spread = spread.with_columns((pl.col("weight") * pl.col("scale")).alias("weight")).drop("scale")
+    spread = spread.sort(["u", "key", "weight", "id"], descending=[False, False, True, False])
+    spread = spread.unique(["u", "key", "id"], keep="first", maintain_order=True)
+    return spread.group_by("u", "key", maintain_order=True).head(column.k)
+
+
+def _sentiment(states: pl.DataFrame) -> pl.DataFrame:
+    total = sum((pl.col(name) for name in text.FEELINGS), pl.lit(0.0))
+    sources = entries(states, text.SENTIMENT_SOURCES)
+    voices = sources.group_by("u").agg(
+        pl.col("n").sum(),
+        pl.when(pl.len() > 1).then(pl.lit("mixed")).otherwise(pl.col("key").first()).alias("source"),
+    )
+    scaled = states.group_by("u").agg((pl.col(name) * pl.col("scale")).sum() for name in text.FEELINGS)
+    shares = scaled.filter(total > 0).with_columns(pl.col(name) / total for name in text.FEELINGS)
+    periods = states.filter(total > 0).select(
+        "u",
+        (pl.col("period").cast(pl.Int32) / 30.0).alias("x"),
+        ((pl.col("positive") - pl.col("negative")) / total).alias("y"),
+        total.alias("w"),
+    )
+    x = pl.col("x") - (pl.col("w") * pl.col("x")).sum() / pl.col("w").sum()
+    slope = (pl.col("w") * x * pl.col("y")).sum() / (pl.col("w") * x * x).sum()
+    trend = periods.group_by("u").agg(pl.when(pl.len() > 1).then(slope).alias("trend"))
+    rows = best_evidence(states, text.SENTIMENT_EVIDENCE).rename({"key": "feeling"})
+    inner = DTYPES["sentiment"].to_schema()["evidence"].inner.to_schema()  # type: ignore[attr-defined]
+    joined = (
+        shares.join(voices, on="u")
+        .join(trend, on="u", how="left")
+        .join(listed(rows, "evidence", inner), on="u", how="left")
+    )
+    joined = joined.with_columns(pl.when(pl.col("n") >= MIN_TREND_ROWS).then("trend").alias("trend"))
+    fields = [pl.col(name) for name in DTYPES["sentiment"].to_schema()]  # type: ignore[attr-defined]
+    return joined.select("u", pl.struct(fields).alias("sentiment"))
+
+
+def _tags(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
+    sums = entries(states, text.TAGS, scaled=("weight", *text.FEELINGS)).filter(pl.col("key") != OTHER)
+    parts = pl.col("key").str.split_exact(text.PART, 1).struct.rename_fields(["tag", "source"])
+    sums = (
+        sums.with_columns(parts.alias("key"))
+        .unnest("key")
+        .sort(["u", "tag", "weight"], descending=[False, False, True])
+    )
+    tags = sums.group_by("u", "tag", maintain_order=True).agg(
+        pl.col("source").first(),
+        *(pl.col(name).sum() for name in ("n", "weight", "score", *text.FEELINGS)),
+        pl.col("last").max(),
+    )
+    items = entries(states, text.TAG_ITEMS).filter(pl.col("key") != OTHER)
+    items = items.group_by("u", pl.col("key").str.split(text.PART).list.first().alias("tag")).agg(
+        pl.len().cast(_INT).alias("items")
+    )
+    rows = states.group_by("u").agg(
+        pl.col("taggable").sum().alias("of"), (pl.col("taggable_weight") * pl.col("scale")).sum().alias("all")
+    )
+    prior = statistics.of(corpus, "tag").select(
+        pl.col("key").alias("tag"), (pl.col("value") / max(statistics.total(corpus, "taggable"), 1.0)).alias("prior")
+    )
+    tags = tags.join(items, on=["u", "tag"], how="left").join(rows, on="u").join(prior, on="tag", how="left")
+    felt = sum((pl.col(name) for name in text.FEELINGS), pl.lit(0.0))
+    balance = (pl.col("positive") - pl.col("negative")) / felt
+    stance = (
+        pl.when(felt <= 0).then(None).when(balance > LIKED).then(pl.lit("liked"))
+        .when(balance < -LIKED).then(pl.lit("disliked")).otherwise(pl.lit("mixed"))
+    )  # fmt: skip
+    smoothed = (pl.col("weight") + PRIOR_WEIGHT * pl.col("prior").fill_null(0.0)) / (pl.col("all") + PRIOR_WEIGHT)
+    tags = tags.with_columns(
+        smoothed.alias("share"),
+        (pl.col("score") / pl.col("n")).alias("score"),
+        pl.col("n").alias("support"),
+        pl.col("items").fill_null(0),
+        stance.alias("stance"),
+        (pl.col("items").fill_null(0) < 2).alias("weak"),
+    )
+    tags = (
+        tags.sort(["u", "share", "tag"], descending=[False, True, False])
+        .group_by("u", maintain_order=True)
+        .head(MAX_TAGS)
+    )
+    evidence = _evidence(best_evidence(states, text.TAG_EVIDENCE), "tag", EVIDENCE)
+    return listed(tags.join(evidence, on=["u", "tag"], how="left", maintain_order="left"), "tags", _TAG)
+
+
+def _keywords(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
+    """TF-IDF: decayed count x ln((1 + users) / (1 + users with the term)).
+
+    A word that never stands outside one of the chosen phrases is left to the phrase.
+    """
+    users = max(statistics.total(corpus, "users"), 1.0)
+    common = statistics.of(corpus, "term").rename({"value": "df"})
+    found = entries(states, text.TERMS, scaled=("weight",)).filter(pl.col("key") != OTHER)
+    found = found.join(common, on="key", how="left")
+    idf = ((1 + users) / (1 + pl.col("df").fill_null(1.0))).log()
+    found = found.with_columns((pl.col("weight") * idf).alias("weight"), pl.col("key").alias("term"))
+    found = found.filter(pl.col("weight") > 0).sort(["u", "weight", "term"], descending=[False, True, False])
+    found = found.group_by("u", maintain_order=True).head(2 * MAX_TERMS)
+    phrases = found.filter(pl.col("term").str.contains(" ")).select(
+        "u", pl.col("term").str.split(" ").alias("term"), pl.col("n").alias("in_phrase")
+    )
+    inside = phrases.explode("term").group_by("u", "term").agg(pl.col("in_phrase").max())
+    found = found.join(inside, on=["u", "term"], how="left", maintain_order="left")
+    found = found.filter(pl.col("in_phrase").is_null() | (pl.col("n") > pl.col("in_phrase")))
+    return listed(found.group_by("u", maintain_order=True).head(MAX_TERMS), "keywords", _KEYWORD)
+
+
+def _entities(states: pl.DataFrame) -> pl.DataFrame:
+    found = entries(states, text.ENTITIES, scaled=("weight",)).filter(pl.col("key") != OTHER)
+    found = found.rename({"key": "entity"}).sort(["u", "weight", "entity"], descending=[False, True, False])
+    found = found.group_by("u", maintain_order=True).head(MAX_TERMS)
+    evidence = _evidence(best_evidence(states, text.ENTITY_EVIDENCE), "entity", _ENTITY["evidence"])
+    return listed(found.join(evidence, on=["u", "entity"], how="left", maintain_order="left"), "entities", _ENTITY)
+
+
+def _languages(states: pl.DataFrame) -> pl.DataFrame:
+    spoken = entries(states, text.LANGUAGES).with_columns((pl.col("n") / pl.col("n").sum().over("u")).alias("share"))
+    spoken = spoken.rename({"key": "language"}).sort(["u", "share", "language"], descending=[False, True, False])
+    return listed(spoken, "languages", _LANGUAGE)
+
+
+def _evidence(rows: pl.DataFrame, name: str, dtype: pl.DataType) -> pl.DataFrame:
+    fields = list(dtype.inner.to_schema())  # type: ignore[attr-defined]
+    packed = rows.group_by("u", "key", maintain_order=True).agg(pl.struct(fields).alias("evidence"))
+    return packed.rename({"key": name}).with_columns(pl.col("evidence").cast(dtype))

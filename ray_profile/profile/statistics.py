@@ -1,0 +1,68 @@
+"""Statistics of the whole corpus, derived from the states: how common a term or a tag is, what a category costs.
+
+They travel as a long frame [statistic, key, value]:
+
+    users     ""                     users with any state
+    term      term                   users whose states hold the term (document frequency)
+    tag       tag                    rows that carry the tag
+    taggable  ""                     rows that could
+    price     category, band         pieces bought (see behaviour.band_edges)
+
+All of a user's periods lie in one bucket, so the frames of buckets add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import polars as pl
+
+from ray_profile.profile import behaviour, text
+from ray_profile.state import OTHER, MapSum
+
+DTYPES: dict[str, pl.DataType] = {"statistic": pl.String(), "key": pl.String(), "value": pl.Float64()}
+MAX_TERMS = 500_000  # the most common ones; a term beyond them counts as one that a single user has
+
+
+def of_states(states: pl.DataFrame) -> pl.DataFrame:
+    """The states of some buckets, whole, -> their part of the statistics."""
+    terms = _spread(states, text.TERMS).select("user_id", "key").unique()
+    tags = _spread(states, text.TAGS).select(
+        pl.col("key").str.split(text.PART).list.first().alias("key"), pl.col("n").alias("value")
+    )
+    prices = _spread(states, behaviour.PRICES).select("key", pl.col("n").alias("value"))
+    parts = [
+        _said("users", pl.DataFrame({"key": [""], "value": [states["user_id"].n_unique()]})),
+        _said("term", terms.group_by("key").agg(pl.len().alias("value"))),
+        _said("tag", tags),
+        _said("taggable", states.select(pl.lit("").alias("key"), pl.col("taggable").sum().alias("value")).head(1)),
+        _said("price", prices),
+    ]
+    return combine(parts)
+
+
+def combine(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Add up the parts; sorted by statistic and key."""
+    total = pl.concat(parts).group_by("statistic", "key").agg(pl.col("value").sum())
+    is_term = pl.col("statistic") == "term"
+    common = total.filter(is_term).sort(["value", "key"], descending=[True, False]).head(MAX_TERMS)
+    return pl.concat([total.filter(~is_term), common]).select(*DTYPES).sort("statistic", "key")
+
+
+def of(statistics: pl.DataFrame, name: str) -> pl.DataFrame:
+    """One statistic: [key, value]."""
+    return statistics.filter(pl.col("statistic") == name).select("key", "value")
+
+
+def total(statistics: pl.DataFrame, name: str) -> float:
+    """The value of a statistic without keys; 0 where there is none."""
+    return float(of(statistics, name)["value"].sum())
+
+
+def _spread(states: pl.DataFrame, column: MapSum) -> pl.DataFrame:
+    filled = states.select("user_id", column.name).filter(pl.col(column.name).list.len() > 0)
+    return filled.explode(column.name).unnest(column.name).filter(pl.col("key") != OTHER)
+
+
+def _said(statistic: str, frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.select(pl.lit(statistic).alias("statistic"), "key", "value").cast(pl.Schema(DTYPES))

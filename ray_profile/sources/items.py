@@ -1,0 +1,108 @@
+"""The catalogue's columns from a file's own: categories, prices and attributes in the many ways shops write them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from ray_profile.schema import ITEMS
+from ray_profile.sources.clean import clean
+from ray_profile.sources.formats import Layout
+from ray_profile.sources.values import as_text, identifiers, joined, numbers
+
+MAX_ATTRIBUTE_CHARS = 40  # longer values are sentences, which nobody names
+
+_PATH = re.compile(r"\s*[>|]\s*")
+
+
+def catalogue(frame: pl.DataFrame, made: Layout) -> pl.DataFrame:
+    """The columns of schema.ITEMS for every row, `item_id` null where the row names none.
+
+    `title` is the item's where the file is a catalogue; an event file calls it `item_title`. A price that cannot be
+    read is null.
+    """
+    rows = frame.height
+    has = made.columns
+    title = has.get("item_title") or (has.get("title", ()) if made.items else ())
+    category = has.get("categories") or has.get("category", ())
+    nothing = pl.Series([None], dtype=pl.String).new_from_index(0, rows)
+    price = numbers(frame[has["price"][0]], signs=True)[0] if "price" in has else nothing.cast(pl.Float64)
+    return pl.DataFrame(
+        {
+            "item_id": identifiers(
+                joined(frame, has["item_id"]) if len(has["item_id"]) > 1 else frame[has["item_id"][0]]
+            ),
+            "title": clean(joined(frame, title)) if title else nothing,
+            "categories": _lists(frame, category, _path),
+            "brand": identifiers(as_text(frame[has["brand"][0]])) if "brand" in has else nothing,
+            "price": price,
+            "attributes": _lists(frame, has.get("attributes", ()), _values),
+        }
+    )
+
+
+def as_items(items: pl.DataFrame, keep_last: bool) -> pa.Table:
+    """Distinct items with an id as a table of schema.ITEMS, in order of first (or last) sight."""
+    named = items.filter(pl.col("item_id").is_not_null())
+    distinct = named.unique("item_id", keep="last" if keep_last else "first", maintain_order=True)
+    return distinct.select(ITEMS.names).to_arrow().cast(ITEMS)
+
+
+def _lists(frame: pl.DataFrame, names: tuple[str, ...], parse: Any) -> pl.Series:
+    """Each row's values as a list, of several columns one after the other; null where there is none.
+
+    Only the distinct values of a column are parsed, which for categories are few.
+    """
+    columns = []
+    for name in names:
+        text = as_text(frame[name])
+        values = text.unique().drop_nulls()
+        lists = pl.Series([parse(value) or None for value in values], dtype=pl.List(pl.String))
+        known = pl.DataFrame({"text": values, "list": lists})
+        columns.append(pl.DataFrame({"text": text}).join(known, on="text", how="left", maintain_order="left")["list"])
+    if not columns:
+        return pl.Series([None], dtype=pl.List(pl.String)).new_from_index(0, frame.height)
+    if len(columns) == 1:
+        return columns[0]
+    whole = pl.select(pl.concat_list([column.fill_null([]) for column in columns])).to_series()
+    return whole.set(whole.list.len() == 0, None)
+
+
+def _decode(text: str) -> Any:
+    """JSON, or the Python literal that a CSV copy holds, or the text itself."""
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return text
+
+
+def _path(text: str) -> list[str]:
+    """A path from coarse to fine: a list, the first of several, or "Home > Kitchen" and "Home|Kitchen"."""
+    value = _decode(text.strip())
+    while isinstance(value, list) and value and isinstance(value[0], list):
+        value = value[0]
+    parts = value if isinstance(value, list) else _PATH.split(str(value))
+    return [part for part in (_word(part) for part in parts) if part]
+
+
+def _values(text: str) -> list[str]:
+    """What stands in a list, or the values of an object; sentences, numbers' objects and repetitions left out."""
+    value = _decode(text.strip())
+    flat = list(value.values()) if isinstance(value, dict) else value
+    parts = flat if isinstance(flat, list) else re.split(r"[,;|，；、]", str(flat))
+    words = (_word(part) for part in parts if isinstance(part, (str, int, float)))
+    return [word for word in dict.fromkeys(words) if word and len(word) <= MAX_ATTRIBUTE_CHARS]
+
+
+def _word(value: Any) -> str:
+    return " ".join(str(value).split()) if value is not None else ""
