@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import seaweedfs
+import tiny
+
+from ray_profile.sources.simulate import Shop
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -37,3 +40,41 @@ def s3() -> Iterator[seaweedfs.S3Server]:
         for name, value in server.environment().items():
             patch.setenv(name, value)
         yield server
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny encoder with random weights that reads every script."""
+    return tiny.write_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Shop:
+    """A simulated shop of thirty customers and three months. Tests that change files copy it."""
+    return tiny.write_shop(tmp_path_factory.mktemp("shop") / "data", encoder)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, shop: Shop) -> Path:
+    """The root that one undisturbed local build of the shop makes. Tests only read it."""
+    from ray_profile.pipelines.build import build
+
+    root = tmp_path_factory.mktemp("built") / "root"
+    build(tiny.config_of(shop, root), local=True, clock=tiny.CLOCK)
+    return root
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """Ray on this machine, small, for all tests that need it."""
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        object_store_memory=300 << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()

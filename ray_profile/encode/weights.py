@@ -43,11 +43,16 @@ def resolve(model: str) -> Path:
     """Return the local folder that holds `model`, downloading it once where it lies elsewhere.
 
     `model` is a folder; `package:<module>/<folder>` for weights that an installed package ships (its code is not run);
+    `bundled:multilingual-e5-small`, which comes with the extra `bilingual`;
     a prefix with a scheme, as `s3://bucket/models/x`; or a Hugging Face id (only then the network is used).
     Raises `EncoderError` where nothing is found or where the weights are not safetensors.
     """
     if model.startswith("package:"):
         folder = _in_package(model)
+    elif model.startswith("bundled:"):
+        from ray_profile.encode.bundled import locate  # which itself uses this module's cache
+
+        folder = locate(model)
     elif "://" in model:
         folder = _from_store(model)
     elif Path(model).expanduser().is_dir():

@@ -17,7 +17,7 @@ from ray_profile.store.tables import DataFile, write_file
 from ray_profile.store.waves import Step, ignore_step
 
 MAX_FILES = 32
-RETENTION_HOURS = 24.0
+RETENTION_HOURS = 24
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Compacted:
 def compact(
     config: Config,
     max_files: int = MAX_FILES,
-    retention_hours: float = RETENTION_HOURS,
+    retention_hours: int = RETENTION_HOURS,
     at: Step = ignore_step,
     clock: datetime | None = None,
 ) -> Compacted:

@@ -48,9 +48,9 @@ class LocalEngine:
     def fold(self, job: work.WaveJob, ranges: Sequence[Range]) -> tuple[list[DataFile], list[Report]]:
         """See `Engine`."""
         reports: list[Report] = []
-        total, done = float(sum(work.size_of(range_) for range_ in ranges)), 0.0
+        sizes, done = work.sizes_of(ranges), 0.0
         with Spill(state_schema(job.width)) as spill:
-            for range_ in ranges:
+            for range_, size in zip(ranges, sizes, strict=True):
                 encodes = may_hold_text(job.config.sources[range_.file.source])
                 for block in work.read(job, range_):
                     if encodes and block.rows["text"].null_count() < block.rows.height:
@@ -58,8 +58,8 @@ class LocalEngine:
                     states, report = work.fold_block(block, job)
                     spill.add(states)
                     reports.append(report)
-                done += work.size_of(range_)
-                self._progress("fold", done, total)
+                done += size
+                self._progress("fold", done, sum(sizes))
             written = [work.write_states(job, bucket, states) for bucket, states in spill.buckets()]
         work.assert_all_arrived(written, reports)
         return [each.file for each in written], reports

@@ -38,7 +38,8 @@ def profile_of(config: Config, user: str, as_of: str | None = None) -> dict[str,
 def status_of(config: Config) -> dict[str, Any]:
     """What a root holds: users, waves, versions, files waiting."""
     root = Root.existing(config.root)
-    states, profiles, items = (Table(root, name).open() for name in ("states", "profiles", "items"))
+    states, profiles = Table(root, "states").open(), Table(root, "profiles").open()
+    items = Table(root, "items", partitioned=False).open()
     fused, waves = pending(states, profiles) if states is not None else (0, 0)
     crowded = _files_by_bucket(states)
     return {

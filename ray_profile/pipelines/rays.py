@@ -106,7 +106,7 @@ class RayEngine:
         """See `Engine`."""
         if not ranges:
             return [], []
-        with _plainly(), self._watched("fold", sum(work.size_of(range_) for range_ in ranges)) as counter:
+        with _plainly(), self._watched("fold", sum(work.sizes_of(ranges))) as counter:
             shuffled = self._partials(job, ranges, counter).repartition(self._partitions, keys=["bucket"])
             done = shuffled.map_batches(partial(_write, job=job), batch_size=None, batch_format="pyarrow").take_all()
         written = [_written(row["file"]) for row in done if row["file"] is not None]
@@ -158,7 +158,7 @@ class RayEngine:
 
     def _read(self, job: work.WaveJob, ranges: Sequence[Range], counter: Any) -> Dataset:
         numbers = ray.data.from_items([{"at": at} for at in range(len(ranges))], override_num_blocks=len(ranges))
-        reader = partial(_read, job=job, ranges=list(ranges), counter=counter)
+        reader = partial(_read, job=job, ranges=list(ranges), sizes=work.sizes_of(ranges), counter=counter)
         return numbers.map_batches(reader, batch_size=1, batch_format="pyarrow")
 
     @contextmanager
@@ -231,11 +231,13 @@ def _load(settings: Settings, threads: int) -> TextEncoder:
     return TextEncoder.load(settings)
 
 
-def _read(table: pa.Table, job: work.WaveJob, ranges: Sequence[Range], counter: Any) -> Iterator[pa.Table]:
+def _read(
+    table: pa.Table, job: work.WaveJob, ranges: Sequence[Range], sizes: Sequence[float], counter: Any
+) -> Iterator[pa.Table]:
     for at in table["at"].to_numpy():
         for block in work.read(job, ranges[at]):
             yield _packed(block.rows, [block.report])
-        counter.add.remote(work.size_of(ranges[at]))
+        counter.add.remote(sizes[at])
 
 
 def _tokenise(table: pa.Table, settings: Settings) -> pa.Table:

@@ -11,6 +11,7 @@ second attempt writes the same file.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -173,9 +174,10 @@ def read_items(config: Config, range_: Range) -> ItemsRead:
     return ItemsRead(whole.unique("item_id", keep="first", maintain_order=True), nameless)
 
 
-def size_of(range_: Range) -> int:
-    """The bytes of a file that a range stands for; a row group counts by its rows, of which bytes are not known."""
-    return range_.end - range_.start
+def sizes_of(ranges: Sequence[Range]) -> list[float]:
+    """The bytes that each range stands for: an equal part of its file (a range knows its rows or its bytes, not both)."""
+    parts = Counter(range_.file.path for range_ in ranges)
+    return [range_.file.size / parts[range_.file.path] for range_ in ranges]
 
 
 def tokenise(block: Block, tokenizer: Tokenizer) -> Block:

@@ -196,7 +196,9 @@ def _keywords(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
     found = found.join(common, on="key", how="left")
     idf = ((1 + users) / (1 + pl.col("df").fill_null(1.0))).log()
     found = found.with_columns((pl.col("weight") * idf).alias("weight"), pl.col("key").alias("term"))
-    found = found.filter(pl.col("weight") > 0).sort(["u", "weight", "term"], descending=[False, True, False])
+    # What was said once tells little beside what was said again, however rare the word.
+    found = found.filter(pl.col("weight") > 0).with_columns((pl.col("n") > 1).alias("again"))
+    found = found.sort(["u", "again", "weight", "term"], descending=[False, True, True, False])
     found = found.group_by("u", maintain_order=True).head(2 * MAX_TERMS)
     phrases = found.filter(pl.col("term").str.contains(" ")).select(
         "u", pl.col("term").str.split(" ").alias("term"), pl.col("n").alias("in_phrase")

@@ -64,6 +64,7 @@ def check(chunk: Chunk, source: Source, clock: datetime, seen: Seen) -> Checked:
     A row that is wrong is quarantined even where it names no user. A quantity below 0 makes a purchase a return of so
     many pieces; of another kind it is unreadable. A quantity of 0 says nothing about pieces and becomes null.
     """
+    assert clock.tzinfo is not None, "the plan's clock names its zone"
     made = chunk.layout
     rows = _contract(chunk.frame, source, made)
     latest = clock + timedelta(days=1)

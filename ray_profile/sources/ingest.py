@@ -15,7 +15,7 @@ from ray_profile.errors import SourceError
 from ray_profile.schema import QUARANTINE, ROWS
 from ray_profile.sources.check import Checked, Seen, check
 from ray_profile.sources.formats import ITEM_COLUMNS
-from ray_profile.sources.items import as_items, catalogue
+from ray_profile.sources.items import item_ids, items
 from ray_profile.sources.read import Chunk, Range, read
 from ray_profile.sources.redact import pseudonyms, redact
 from ray_profile.sources.values import as_text, identifiers
@@ -68,11 +68,10 @@ def ingest_items(range_: Range, source: Source, rejected: list[pa.Table] | None 
         made = chunk.layout
         if "item_id" not in made.columns or not (made.items or any(name in made.columns for name in ITEM_COLUMNS)):
             continue
-        items = catalogue(chunk.frame, made)
-        nameless = items["item_id"].is_null()
+        nameless = item_ids(chunk.frame, made).is_null()
         if made.items and rejected is not None and (nameless.any() or chunk.broken.height):
             rejected.append(_rejected_items(range_, chunk, nameless))
-        yield as_items(items, keep_last=made.items)
+        yield items(chunk.frame, made)
 
 
 def identified(rows: pl.DataFrame) -> pa.Table:

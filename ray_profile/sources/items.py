@@ -20,37 +20,40 @@ MAX_ATTRIBUTE_CHARS = 40  # longer values are sentences, which nobody names
 _PATH = re.compile(r"\s*[>|]\s*")
 
 
-def catalogue(frame: pl.DataFrame, made: Layout) -> pl.DataFrame:
-    """The columns of schema.ITEMS for every row, `item_id` null where the row names none.
+def item_ids(frame: pl.DataFrame, made: Layout) -> pl.Series:
+    """The item of every row, null where it names none."""
+    names = made.columns["item_id"]
+    return identifiers(joined(frame, names) if len(names) > 1 else frame[names[0]])
 
-    `title` is the item's where the file is a catalogue; an event file calls it `item_title`. A price that cannot be
-    read is null.
+
+def items(frame: pl.DataFrame, made: Layout) -> pa.Table:
+    """The distinct items that rows describe, as a table of schema.ITEMS in the order of the rows they come from.
+
+    Of a catalogue the last row of an item counts, of an event file the first; rows without an id describe none. The
+    title is the catalogue's `title`, an event file's `item_title`. A price that cannot be read is null.
     """
-    rows = frame.height
+    ids = item_ids(frame, made).alias("item_id")
+    rows = pl.DataFrame(ids).with_row_index("at").filter(pl.col("item_id").is_not_null())
+    rows = rows.unique("item_id", keep="last" if made.items else "first", maintain_order=True)
+    return _described(frame[rows["at"]], rows["item_id"], made).select(ITEMS.names).to_arrow().cast(ITEMS)
+
+
+def _described(frame: pl.DataFrame, ids: pl.Series, made: Layout) -> pl.DataFrame:
     has = made.columns
     title = has.get("item_title") or (has.get("title", ()) if made.items else ())
     category = has.get("categories") or has.get("category", ())
-    nothing = pl.Series([None], dtype=pl.String).new_from_index(0, rows)
+    nothing = pl.Series([None], dtype=pl.String).new_from_index(0, frame.height)
     price = numbers(frame[has["price"][0]], signs=True)[0] if "price" in has else nothing.cast(pl.Float64)
     return pl.DataFrame(
         {
-            "item_id": identifiers(
-                joined(frame, has["item_id"]) if len(has["item_id"]) > 1 else frame[has["item_id"][0]]
-            ),
+            "item_id": ids,
             "title": clean(joined(frame, title)) if title else nothing,
             "categories": _lists(frame, category, _path),
-            "brand": identifiers(as_text(frame[has["brand"][0]])) if "brand" in has else nothing,
+            "brand": identifiers(joined(frame, has["brand"])) if "brand" in has else nothing,
             "price": price,
             "attributes": _lists(frame, has.get("attributes", ()), _values),
         }
     )
-
-
-def as_items(items: pl.DataFrame, keep_last: bool) -> pa.Table:
-    """Distinct items with an id as a table of schema.ITEMS, in order of first (or last) sight."""
-    named = items.filter(pl.col("item_id").is_not_null())
-    distinct = named.unique("item_id", keep="last" if keep_last else "first", maintain_order=True)
-    return distinct.select(ITEMS.names).to_arrow().cast(ITEMS)
 
 
 def _lists(frame: pl.DataFrame, names: tuple[str, ...], parse: Any) -> pl.Series:

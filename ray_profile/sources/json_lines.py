@@ -44,7 +44,7 @@ def parse_json(block: bytes, first: int, columns: Sequence[str]) -> Block:
     """Parse one block whose first row has the number `first`. Blank lines are no rows."""
     schema = pl.Schema(dict.fromkeys(columns, pl.String))
     frame = _at_once(block, schema)
-    if frame is not None and frame.height in (lines := block.count(b"\n"), lines + 1) and not _has_blank(block):
+    if frame is not None and frame.height == block.count(b"\n") + (not block.endswith(b"\n")):
         return Block(frame, numbered(first, frame.height), broken_rows([]))
     rows = [line for line in block.split(b"\n") if line.strip()]
     if frame is not None and frame.height == len(rows):
@@ -57,10 +57,6 @@ def parse_json(block: bytes, first: int, columns: Sequence[str]) -> Block:
         pl.concat([part.numbers for part in parts]),
         pl.concat([part.broken for part in parts]),
     )
-
-
-def _has_blank(block: bytes) -> bool:
-    return b"\n\n" in block or b"\n\r\n" in block or not block.rstrip(b"\n").endswith((b"}", b"}\r"))
 
 
 def _at_once(block: bytes, schema: pl.Schema) -> pl.DataFrame | None:

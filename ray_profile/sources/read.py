@@ -36,6 +36,20 @@ _SPOOL_BYTES = 64 << 20
 _BATCH_BYTES = 64 << 20
 _SEEK_BYTES, _STREAM_BYTES = 1 << 20, 8 << 20  # fetched from S3 at once
 
+#: First bytes of what people take for a text file.
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive or an Excel file",
+    b"BZh": "bzip2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ": "xz",
+    b"\x1f\x8b": "gzip inside gzip",
+    b"PAR1": "Parquet; name it .parquet",
+    b"Obj\x01": "Avro",
+    b"ORC": "ORC",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+}
+
 Kind = Literal["parquet", "jsonl", "csv"]
 _SUFFIXES: dict[str, Kind] = {
     ".parquet": "parquet",
@@ -132,12 +146,26 @@ def _opened(file: SourceFile, block_size: int) -> Iterator[BinaryIO]:
     except FileNotFoundError as error:
         raise FileRejected(file.path, "vanished after it was listed") from error
     except Exception as error:
-        if type(error).__name__ == "FileExpired" or "pre-conditions" in str(error):
+        if _is_expired(error):
             raise FileRejected(file.path, "changed while being read") from error
-        module = type(error).__module__.split(".")[0]
-        if isinstance(error, (PermissionError, ConnectionError, TimeoutError)) or module in ("botocore", "aiohttp"):
+        if _is_of_the_store(error):
             raise StorageError(f"{file.path} cannot be read ({error}); run the same command again") from error
         raise
+
+
+def _is_expired(error: BaseException) -> bool:
+    """Whether the store answered that If-Match does not hold (s3fs has a class for it, which it does not export)."""
+    return type(error).__name__ == "FileExpired" or "pre-conditions" in str(error)
+
+
+def _is_of_the_store(error: BaseException | None) -> bool:
+    """Whether a refusal or a broken connection is at the bottom of it, and not the file's content."""
+    while error is not None:
+        known = type(error).__module__.split(".")[0] in ("botocore", "aiohttp")
+        if known or isinstance(error, (PermissionError, ConnectionError, TimeoutError)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _insist_local(file: SourceFile) -> None:
@@ -198,8 +226,9 @@ def _short(error: BaseException) -> str:
 
 def _plain_text(file: SourceFile, head: bytes) -> bytes:
     """The beginning of a text without its byte order mark."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise FileRejected(file.path, "is UTF-16; save it as UTF-8")
+    for magic, what in _FOREIGN.items():
+        if head.startswith(magic):
+            raise FileRejected(file.path, f"is {what}; CSV, JSON lines (plain or gzip) and Parquet are read")
     return head.removeprefix(b"\xef\xbb\xbf")
 
 
@@ -240,7 +269,7 @@ def _read_parquet(range_: Range, source: Source, stream: BinaryIO) -> Iterator[C
                 yield Chunk(**vars(_arrow_block(batch, row)), layout=made)
                 row += batch.num_rows
         except (pa.ArrowException, OSError) as error:
-            if isinstance(error, (FileNotFoundError, PermissionError)) or type(error).__name__ == "FileExpired":
+            if isinstance(error, FileNotFoundError) or _is_expired(error) or _is_of_the_store(error):
                 raise
             reason = f"row group {group} is damaged and cannot be decoded ({_short(error)}); write the file again"
             raise FileRejected(file.path, reason) from error

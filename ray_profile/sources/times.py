@@ -13,6 +13,9 @@ from ray_profile.sources.values import MISSING_WORDS, as_text
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _MIN_US, _MAX_US = -(10**16), 2 * 10**16  # 1653 to 2603: beyond, calendars overflow, and all is impossible
 
+#: Tried on all rows before anything costlier.
+_ISO = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+
 #: Dates as year-month-day, without zone and T: `_from_forms` has brought them to that.
 _FORMS = (
     "%Y-%m-%d %H:%M:%S%.f",
@@ -121,25 +124,40 @@ def _scaled(n: pl.Expr, per_second: int) -> pl.Expr:
 
 
 def _from_text(text: pl.Series, source: Source, layout: Layout) -> tuple[pl.Series, pl.Series]:
+    """Text by the source's own format; else plain ISO forms and plain numbers at once, then the rest form by form."""
     if source.time_format is not None:
         return _by_format(text, source.time_format)
-    frame = pl.DataFrame({"text": text}).with_row_index("at")
-    number = pl.col("text").str.contains(r"^[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?$")
-    numeric = frame.filter(number)
-    rest = frame.filter(~number)
-    parts = []
-    if numeric.height:
-        whole = numeric["text"].cast(pl.Int64, strict=False)
-        values = whole if whole.null_count() == 0 else numeric["text"].cast(pl.Float64, strict=False)
-        written, offset = _from_numbers(values, layout.time_unit)
-        parts.append(pl.DataFrame({"at": numeric["at"], "written": written, "offset": offset}))
-    if rest.height:
-        written, offset = _from_forms(rest["text"])
-        parts.append(pl.DataFrame({"at": rest["at"], "written": written, "offset": offset}))
-    if not parts:
-        return _nothing(len(text))
-    found = frame.select("at").join(pl.concat(parts), on="at", how="left", maintain_order="left")
-    return found["written"], found["offset"]
+    written, offset = _nothing(len(text))
+    whole = text.cast(pl.Int64, strict=False)
+    if whole.null_count() == text.null_count():
+        return _from_numbers(whole, layout.time_unit)
+    left = text.is_not_null()
+    for form in _ISO:
+        if not left.any():
+            return _clipped(written), offset
+        parsed = text.filter(left).str.to_datetime(form, time_unit="us", strict=False)
+        written = parsed if left.all() else written.scatter(left.arg_true(), parsed)
+        left = text.is_not_null() & written.is_null()
+    return _from_odd_text(text, left, _clipped(written), layout)
+
+
+def _from_odd_text(text: pl.Series, left: pl.Series, written: pl.Series, layout: Layout) -> tuple[pl.Series, pl.Series]:
+    offset = _nothing(len(text))[1]
+    number = left & text.str.contains(r"^[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?$").fill_null(False)
+    if number.any():
+        chosen = text.filter(number)
+        values = chosen.cast(pl.Int64, strict=False)
+        if values.null_count():
+            values = chosen.cast(pl.Float64, strict=False)
+        parsed, zones = _from_numbers(values, layout.time_unit)
+        written = written.scatter(number.arg_true(), parsed)
+        offset = offset.scatter(number.arg_true(), zones)
+    left = left & ~number
+    if left.any():
+        parsed, zones = _from_forms(text.filter(left))
+        written = written.scatter(left.arg_true(), parsed)
+        offset = offset.scatter(left.arg_true(), zones)
+    return written, offset
 
 
 def _nothing(rows: int) -> tuple[pl.Series, pl.Series]:

@@ -130,7 +130,11 @@ def make_plan(
     must not change or a source that was renamed.
     """
     assert clock.tzinfo is not None, "the clock must carry its zone"
-    files = sorted((PlannedFile(f.source, f.path, f.size, f.tag) for f in found), key=lambda f: (f.source, f.path))
+    # Catalogues come first, so that however small the waves are, no row is folded before its item is known.
+    files = sorted(
+        (PlannedFile(f.source, f.path, f.size, f.tag) for f in found),
+        key=lambda f: (f.source not in replaceable, f.source, f.path),
+    )
     listed = {(file.source, file.path) for file in files}
     assert len(listed) == len(files), "a source lists a file twice"
     _check_digests(past, digests)

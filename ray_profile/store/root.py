@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.fs as pafs
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
@@ -66,7 +67,7 @@ def asking(uri: str, what: str) -> Iterator[None]:
     """Turn whatever the store's clients raise inside into one `StorageError` that says what to look at."""
     try:
         yield
-    except (OSError, BotoCoreError, ClientError, DeltaError) as error:
+    except (OSError, BotoCoreError, ClientError, DeltaError, pa.ArrowException) as error:
         said = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
         raise StorageError(f"{uri}: cannot {what}; the store said {reason}; {_next_step(uri, str(error))}") from error
@@ -261,6 +262,10 @@ class Root:
 
 def normal(address: str) -> str:
     """An s3:// address or an absolute local path, without a trailing slash. Other stores are refused."""
+    if "%" in address or "\\" in address:
+        raise RootError(
+            f"root = {address!r} holds a '%' or a '\\', which Delta reads as an escape; choose another name"
+        )
     if address.startswith("s3://"):
         bucket, *rest = [part for part in address.removeprefix("s3://").split("/") if part] or [""]
         if not bucket:
@@ -298,9 +303,11 @@ def _modified(entry: Mapping[str, Any]) -> datetime:
 
 
 def _next_step(uri: str, said: str) -> str:
+    words = said.lower()
+    if "parquet" in words and any(word in words for word in ("magic", "footer", "corrupt", "deserialize")):
+        return "the file is damaged; restore the root from a copy, or build into a new root"
     if not uri.startswith("s3://"):
         return "check the folder's permissions and the space left on the disk"
-    words = said.lower()
     if any(word in words for word in ("denied", "accesskey", "access key", "signature", "credential", "forbidden")):
         return "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what the bucket's policy allows them"
     if any(word in words for word in ("connect", "timed out", "timeout", "resolve", "dns")):

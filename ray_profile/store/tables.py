@@ -10,31 +10,29 @@ are "removed" without complaint, and adds outside an overwrite's filter are acce
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
 from ray_profile.errors import FencedError, RootError, StorageError
+from ray_profile.store import parquet
 from ray_profile.store.columns import at_rest, differing, large
 from ray_profile.store.root import Root, asking
 
 BUCKET = "bucket"
-ROWS_PER_GROUP = 32_768  # small enough that one user's rows are found by the groups' smallest and largest user id
-ZSTD_LEVEL = 3
 LOG_READERS = 16
+CONFLICT_WORDS = ("concurrent", "changed since")  # how delta-rs begins the sentence of every conflict
 
 #: No user id may stand in the log, or erasing would have to rewrite it: hence no column statistics. Removed files stay
 #: in checkpoints as long as the log does, so that `Handle.tombstones` is complete.
@@ -90,27 +88,29 @@ class Table:
     def open(self) -> Handle | None:
         """The table as it is now, or None where there is none."""
         with asking(self.uri, "open the table"):
-            options = self.root.storage_options
-            if not DeltaTable.is_deltatable(self.uri, storage_options=options):
+            try:
+                return Handle(self, DeltaTable(self.uri, storage_options=self.root.storage_options))
+            except TableNotFoundError:
                 return None
-            return Handle(self, DeltaTable(self.uri, storage_options=options))
 
     def create(self) -> Handle:
         """Open the table, making it if absent. Raises `RootError` where it has other columns than declared."""
         assert self._declared is not None, f"table {self.name} was given no schema to be created with"
         handle = self.open()
         if handle is None:
-            with asking(self.uri, "create the table"):
+            with asking(self.uri, "create the table"), suppress(CommitFailedError):  # of two creators the later fails
                 DeltaTable.create(
                     self.uri,
                     self._declared,
-                    mode="ignore",  # of two creators one wins, and both open what it made
+                    mode="ignore",
                     partition_by=[BUCKET] if self.partitioned else None,
                     configuration=CONFIGURATION,
                     storage_options=self.root.storage_options,
+                    commit_properties=CommitProperties(max_commit_retries=0),  # else it creates it anew as version 1
                 )
             handle = self.open()
-            assert handle is not None, f"{self.uri} was created but is not there"
+            if handle is None:
+                raise StorageError(f"{self.uri}: the table cannot be made; run it again when the store is well")
         differ = differing(handle.schema, self._declared)
         if differ:
             raise RootError(
@@ -125,7 +125,7 @@ class Table:
         found = None if handle is None else handle.transaction(app_id)
         return found is not None and found >= value
 
-    def vacuum(self, retention_hours: float) -> list[str]:
+    def vacuum(self, retention_hours: int) -> list[str]:
         """Delete the files that were removed from the table at least so many hours ago; their paths.
 
         Files that no version ever named are left alone: they may be a live run's (`waves` deletes those).
@@ -207,11 +207,11 @@ class Handle:
         only = [(BUCKET, "in", [str(bucket) for bucket in sorted(buckets)])]
         return self._commit([_add(file, True) for file in adds], "overwrite", transactions, only)
 
-    def vacuum(self, retention_hours: float, dry_run: bool) -> list[str]:
+    def vacuum(self, retention_hours: int, dry_run: bool) -> list[str]:
         """The removed files older than this; deleted unless `dry_run`."""
         with asking(self._table.uri, "vacuum"):
             return self._delta.vacuum(
-                retention_hours=retention_hours,  # type: ignore[arg-type]  # whole hours in its hints only
+                retention_hours=retention_hours,
                 dry_run=dry_run,
                 enforce_retention_duration=False,
                 full=False,
@@ -254,7 +254,7 @@ class Handle:
             after = self._table.open()
         except StorageError as unanswered:
             return StorageError(f"{uri}: the commit failed ({error}), and reading the log too: {unanswered}")
-        conflict = isinstance(error, CommitFailedError) and "concurrent" in str(error).lower()
+        conflict = isinstance(error, CommitFailedError) and any(word in str(error).lower() for word in CONFLICT_WORDS)
         if conflict or (after is not None and self._overtaken(after, transactions)):
             return FencedError(f"{uri}: another run committed after this one had opened the table; run it again")
         return StorageError(f"{uri}: cannot commit; the store said {error}; run it again when the store is well")
@@ -281,7 +281,7 @@ def write_file(table: Table, bucket: int, name: str, data: pa.Table) -> DataFile
     data = data.select(schema.names).cast(schema)
     path = f"{BUCKET}={bucket}/{name}.parquet" if table.partitioned else f"{name}.parquet"
     with asking(table.uri, f"write {path}"):
-        size = _write(table.root, table.root.path(table.name, path), data)
+        size = parquet.write(table.root, table.root.path(table.name, path), data)
     return DataFile(path, bucket if table.partitioned else 0, size, data.num_rows)
 
 
@@ -298,18 +298,20 @@ def read_files(
     schema = table.schema
     if not files:
         return schema.empty_table().select(list(columns) if columns is not None else schema.names)
-    paths = [table.root.path(table.name, file.path) for file in files]
+    layout = ds.ParquetFileFormat()
     with asking(table.uri, "read the table"):
-        dataset = ds.dataset(
-            paths,
-            schema=schema,
-            format="parquet",
-            filesystem=table.root.arrow_fs,
-            partitioning=ds.partitioning(pa.schema([(BUCKET, pa.int32())]), flavor="hive")
-            if table.partitioned
-            else None,
-            partition_base_dir=table.root.path(table.name),
-        )
+        # Fragments of a known bucket: a dataset of paths would ask the store about each and read buckets from names.
+        fragments = [
+            layout.make_fragment(
+                table.root.path(table.name, file.path),
+                filesystem=table.root.arrow_fs,
+                partition_expression=pc.field(BUCKET) == pa.scalar(file.bucket, pa.int32())
+                if table.partitioned
+                else None,
+            )
+            for file in files
+        ]
+        dataset = ds.FileSystemDataset(fragments, schema, layout, table.root.arrow_fs)
         return dataset.to_table(columns=None if columns is None else list(columns), filter=filters)
 
 
@@ -318,24 +320,6 @@ def _with_bucket(schema: pa.Schema) -> pa.Schema:
         assert schema.field(BUCKET).type == pa.int32(), "the bucket column is int32"
         return schema
     return schema.append(pa.field(BUCKET, pa.int32()))
-
-
-def _write(root: Root, path: str, data: pa.Table) -> int:
-    options: dict[str, Any] = {"compression": "zstd", "compression_level": ZSTD_LEVEL, "row_group_size": ROWS_PER_GROUP}
-    if root.remote:
-        with root.arrow_fs.open_output_stream(path) as stream:  # S3 shows an object only when it is complete
-            pq.write_table(data, stream, **options)
-            return int(stream.tell())
-    final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    draft = final.with_name(f"{final.name}.{secrets.token_hex(8)}.draft")
-    try:
-        pq.write_table(data, draft, **options)
-        size = draft.stat().st_size
-        draft.replace(final)
-    finally:
-        draft.unlink(missing_ok=True)
-    return size
 
 
 def _add(file: DataFile, partitioned: bool) -> AddAction:

@@ -134,7 +134,8 @@ class Claim:
 class Writer:
     """One run's hold on the states: it plans, writes its plans, commits its waves one after the other, and tidies up.
 
-    Make it before listing the sources. `at` is called with the name of every step.
+    Make it before listing the sources. `at` is called with the name of every step: open, plan, reject, commit and
+    orphans, each followed by ".before" or ".after".
     """
 
     def __init__(self, files: Files, states: Log, at: Step = ignore_step) -> None:
@@ -160,7 +161,7 @@ class Writer:
 
     def past(self) -> list[PastWave]:
         """Every wave in the log. Raises `RootError` where a plan is missing: its files would be folded in twice."""
-        listed = {entry.path for entry in self._plans}
+        listed = {entry.path for entry in self._files.list(WAVES)}
         plans = [path for path in sorted(listed) if _UUID.fullmatch(_stem(path)) and path == _plan_path(_stem(path))]
         committed = self.handle.transactions([_stem(path) for path in plans])
         plans = [path for path in plans if _stem(path) in committed]
@@ -209,7 +210,8 @@ class Writer:
     def commit_wave(self, wave: Wave, adds: Sequence[DataFile], rejected: Sequence[RejectedFile] = ()) -> None:
         """Fold a wave in: append its files, none if it has no rows, and remember the source files that it rejected.
 
-        Raises `FencedError` or `StorageError`; in both cases nothing of the wave is in the table.
+        Raises `FencedError`, then nothing of the wave is in the table, or `StorageError`, then the next run looks into
+        the log: whatever happened, it plans exactly the files that are not in the table.
         """
         assert wave.kind == "fold", f"wave {wave.uuid} is a {wave.kind}"
         assert {(f.source, f.path) for f in rejected} <= {(f.source, f.path) for f in wave.files}, "rejected unplanned"
@@ -259,7 +261,8 @@ class Writer:
 class Fuse:
     """One run's hold on the profiles: open it before reading the states of the users that changed.
 
-    `since` and `number` are M and N of `pending`: users with wave_no > M are to be fused, as of the states' wave N.
+    `since` and `number` are M and N of `pending`: users with wave_no > M are to be fused, as of the states' wave N. Its
+    steps are fuse.before and fuse.after.
     """
 
     def __init__(self, files: Files, states: Version, profiles: Log, at: Step = ignore_step) -> None:

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_profile.config import Source
@@ -469,6 +469,49 @@ def test_catalogue_rows_without_an_id_are_reported(tmp_path: Path) -> None:
     found = pa.concat_tables(rejected)
     assert found.schema.equals(QUARANTINE)
     assert [(row["row"], row["reason"]) for row in found.to_pylist()] == [(1, "item_missing"), (2, "line_broken")]
+
+
+def test_catalogue_in_parquet_with_lists(tmp_path: Path) -> None:
+    rows = {
+        "parent_asin": ["1", "2", "3"],
+        "title": ["a", None, "c"],
+        "main_category": ["Beauty"] * 3,
+        "categories": [["Beauty", 'Hair "x"'], [], None],
+        "store": ["Acme", None, " "],
+        "price": ["12.5", "None", "—"],
+        "details": ['{"Color": "红", "Size": 4, "Parts": {"a": 1}}', "{}", None],
+    }
+    pl.DataFrame(rows).write_parquet(tmp_path / "a.parquet")
+    found = items_of(source(tmp_path / "a.parquet", "amazon-2023-items"))
+    assert [item["categories"] for item in found] == [["Beauty", 'Hair "x"'], None, None]
+    assert [item["price"] for item in found] == [12.5, None, None]
+    assert [item["brand"] for item in found] == ["Acme", None, None]
+    assert [item["attributes"] for item in found] == [["红", "4"], None, None]
+
+
+value = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats()
+    | st.text(st.characters(codec="utf-8"), max_size=5)
+    | st.lists(st.integers(0, 9), max_size=2)
+    | st.sampled_from(["2024-01-02", "2024-01-02T03:04:05Z", 1_700_000_000, "view", "search", "u1", "5", -2, "NULL"])
+)
+fields = ["user", "sku", "time", "body", "stars", "what", "n", "cost"]
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(fields, value)), max_size=12))
+def test_whatever_a_row_holds_it_is_counted_once(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    path = tmp_path / "a.jsonl"
+    whole = {"user": "u", "sku": "1", "time": "2024-01-02", "what": "view"}
+    path.write_text("\n".join(json.dumps(whole | row) for row in rows), encoding="utf-8")
+    columns = {**EVENT_COLUMNS, "kind": "what", "quantity": "n", "price": "cost"}
+    columns = {key: name for key, name in columns.items() if name in whole or any(name in row for row in rows)}
+    blocks = ingested(source(path, columns=columns))
+    assert sum(block.rows_read for block in blocks) == len(rows)
+    assert all(block.rows.validate(full=True) is None for block in blocks)
 
 
 def test_catalogue_holds_no_events(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import json
@@ -17,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_profile.config import Source
-from ray_profile.errors import ConfigError, FileRejected, SourceError
+from ray_profile.errors import ConfigError, FileRejected, SourceError, StorageError
 from ray_profile.sources import blocks, json_lines
 from ray_profile.sources import read as reading
 from ray_profile.sources.files import SourceFile, expand
-from ray_profile.sources.read import Chunk, ranges, read
+from ray_profile.sources.read import Chunk, Range, ranges, read
 
 COLUMNS = {"user_id": "u", "item_id": "i", "ts": "t"}
 
@@ -162,6 +163,20 @@ def test_json_array_and_utf16_are_rejected_with_advice(tmp_path: Path) -> None:
         chunks(write(tmp_path / "a.json", b'[{"u": 1}]'))
     with pytest.raises(FileRejected, match="save it as UTF-8"):
         chunks(write(tmp_path / "a.csv", CSV.decode().encode("utf-16")))
+
+
+@pytest.mark.parametrize(("magic", "what"), [(b"PK\x03\x04", "Excel"), (b"BZh9", "bzip2"), (b"PAR1", "Parquet")])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.csv.gz"])
+def test_other_formats_under_a_wrong_name_are_rejected(tmp_path: Path, name: str, magic: bytes, what: str) -> None:
+    with pytest.raises(FileRejected, match=what):
+        chunks(write(tmp_path / name, magic + os.urandom(100)))
+
+
+def test_range_travels_as_json(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", CSV)
+    (part,) = ranges(file_of(path), source(path))
+    sent = json.loads(json.dumps(dataclasses.asdict(part)))
+    assert Range(**{**sent, "file": SourceFile(**sent["file"])}) == part
 
 
 def test_csv_quotes_newlines_and_inch_marks(tmp_path: Path) -> None:
@@ -364,6 +379,25 @@ def test_s3_reads_what_was_listed_and_nothing_else(s3: seaweedfs.S3Server, name:
     fs.rm_file(path)
     with pytest.raises(FileRejected, match="vanished"):
         list(read(part, made))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_s3_that_refuses_is_no_fault_of_the_file(
+    s3: seaweedfs.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    fs = fsspec.filesystem("s3", use_listings_cache=False)
+    path = f"{s3.fresh()}/{name}"
+    local = parquet(tmp_path / "a.parquet") if name.endswith("parquet") else write(tmp_path / "a.csv", CSV)
+    fs.put_file(str(local), path)
+    made = source(path)
+    part, *_ = ranges(file_of(path), made)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    type(fs).clear_instance_cache()
+    try:
+        with pytest.raises(StorageError, match="run the same command again"):
+            list(read(part, made))
+    finally:
+        type(fs).clear_instance_cache()
 
 
 def test_s3_file_that_changes_between_two_reads_is_rejected(s3: seaweedfs.S3Server) -> None:

@@ -13,6 +13,9 @@ import pytest
 
 from ray_profile import config
 from ray_profile.errors import ConfigError
+from ray_profile.sources.files import expand
+from ray_profile.sources.ingest import ingest
+from ray_profile.sources.read import ranges
 from ray_profile.sources.simulate import Shop, simulate
 from ray_profile.sources.simulate_behaviour import words
 
@@ -249,3 +252,25 @@ def test_personal_data_is_planted_and_recorded(shop: Shop, truth: pl.DataFrame) 
     assert any(value.startswith("1300000") for value in planted)
     spoilt = sum(value not in everything for value in planted)
     assert spoilt <= shop.broken  # a line that is cut short may have lost it
+
+
+def test_the_sources_read_every_row_of_it(shop: Shop, truth: pl.DataFrame) -> None:
+    loaded, clock = config.load(shop.config), datetime(2026, 6, 1, tzinfo=UTC)
+    counts = {}
+    for name in ("reviews", "events"):
+        source = loaded.sources[name]
+        parts = [range_ for file in expand(name, source) for range_ in ranges(file, source)]
+        blocks = [block for part in parts for block in ingest(part, source, clock, loaded.privacy.key())]
+        quarantined = pl.concat(
+            [pl.Series(block.quarantined["reason"].to_pylist(), dtype=pl.String) for block in blocks]
+        )
+        counts[name] = (sum(block.rows_read for block in blocks), len(quarantined))
+        if name == "reviews":
+            texts = pl.concat(
+                [pl.Series(block.rows["text"].to_pylist(), dtype=pl.String) for block in blocks]
+            ).drop_nulls()
+            planted = [value for values in truth["personal"] for value in values]
+            assert not any(texts.str.contains(value, literal=True).any() for value in planted)
+            assert (quarantined == "duplicate").sum() == shop.duplicates
+    assert [read for read, _ in counts.values()] == [shop.review_rows, shop.event_rows]
+    assert sum(bad for _, bad in counts.values()) == shop.broken + shop.duplicates

@@ -147,7 +147,9 @@ def test_a_relative_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.
     assert root.uri("states") == str(tmp_path / "shop" / "states")
 
 
-@pytest.mark.parametrize(("written", "word"), [("gs://b/p", "s3://"), ("s3://", "no bucket"), (" ", "empty")])
+@pytest.mark.parametrize(
+    ("written", "word"), [("gs://b/p", "s3://"), ("s3://", "no bucket"), (" ", "empty"), ("/tmp/a%20b", "escape")]
+)
 def test_an_address_of_no_kind_is_refused(written: str, word: str) -> None:
     with pytest.raises(RootError, match=word):
         normal(written)

@@ -1,0 +1,135 @@
+"""The file that `ray-profile init` starts a shop with: every key, what it means, its default or an example."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from ray_profile.config import Build, Encoder, Privacy, Source, State, Taxonomy
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+_HEAD = """\
+# ray_profile.toml: what `ray-profile build` reads, and where it keeps what it makes.
+# A line that begins with `# ` and a key shows the default, or an example where there is none. Secrets never stand here.
+
+# The folder or s3://BUCKET/PREFIX that holds all tables.
+root = "profiles-root"
+
+# One section a source: files of one shape. The name is yours, and must stay once its files are folded in.
+[sources.reviews]
+# Built-in formats: amazon-2014, amazon-2018, amazon-2023, amazon-2014-items, amazon-2018-items, amazon-2023-items,
+# taobao; "columns" reads any CSV, JSON lines or Parquet by the map below.
+format = "amazon-2014"
+# Files, folders and globs (*, ?, [..], **), on this machine or s3://.
+paths = ["reviews/*.parquet"]
+"""
+
+#: Section -> key -> what it means, and an example where the default is nothing.
+_MEANINGS: dict[str, dict[str, tuple[str, object]]] = {
+    "sources.NAME": {
+        "kind": ("every row, where no column says it: review, search, view, favourite, cart, purchase", "review"),
+        "timezone": ("of times without a zone, and of hours and weekdays", None),
+        "time_format": ("strptime form; absent: ISO 8601 and the common forms are tried", "%d/%m/%Y %H:%M"),
+        "time_unit": ("of numeric times: s, ms, us or ns; absent: by their magnitude", "ms"),
+        "whole_days": ("true: times carry no hour; absent: a time of exactly 00:00:00 carries none", True),
+        "delimiter": ("of a CSV", None),
+        "multiline": ("whether quoted CSV fields may hold newlines; false lets large files be read in parts", None),
+        "max_quarantine": ("share of a run's rows that may be bad; more of them stop the run", None),
+    },
+    "encoder": {
+        "model": ("a folder, an s3:// prefix, a Hugging Face id, or weights that a package ships", None),
+        "prefix": ("put before every text; e5 models want 'query: '", None),
+        "pooling": ("mean, cls or last: as the model was trained", None),
+        "max_length": ("tokens; longer texts are cut, and counted", None),
+        "tokens_per_batch": ("padded tokens that the encoder takes at once", None),
+        "dtype": ("auto, float32 or bf16", None),
+    },
+    "taxonomy": {
+        "path": ("your own tags; absent: tags are the catalogue's categories", "taxonomy.toml"),
+        "threshold": ("cosine from which a text carries a tag; absent: set for each tag from the encoder's noise", 0.4),
+    },
+    "privacy": {
+        "key_file": (
+            "the file with the key that turns user ids into pseudonyms (at least 16 random bytes)",
+            "shop.key",
+        ),
+        "key_env": ("or the environment variable that holds it", "RAY_PROFILE_KEY"),
+        "redact": ("take e-mail addresses, telephone and card numbers and the like out of texts", None),
+    },
+    "state": {
+        "buckets": ("partitions of the user tables: 16 on one machine, about users / 50,000 on a cluster", None),
+        "period": ("week, month, quarter or year: the grain of a user's state", None),
+        "half_life_days": ("after so many days an action counts half", None),
+    },
+    "build": {
+        "wave_gb": ("source gigabytes that are read and committed at once", None),
+        "cpus": ("for Ray on this machine; absent: all", 8),
+        "encoders": ("encoder workers", None),
+        "gpus_per_encoder": ("1 gives each encoder a GPU", None),
+    },
+}
+
+_SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
+    "encoder": (Encoder, "The text encoder. Another model, prefix, pooling or length needs a new root."),
+    "taxonomy": (Taxonomy, "The shop's own tags."),
+    "privacy": (Privacy, "Pseudonyms and redaction. Without a key, user ids pass unchanged."),
+    "state": (State, "Fixed when the root is made."),
+    "build": (Build, "How a run works; none of it changes what comes out."),
+}
+
+_MAP = """
+# A source of your own columns: contract column = the file's column, or a list of them. user_id and ts are needed;
+# item_id with title, categories, brand, price or attributes alone makes a catalogue.
+# [sources.orders]
+# format = "columns"
+# paths = ["s3://shop/orders/*.csv"]
+# kind = "purchase"
+# [sources.orders.columns]
+# user_id = "customer"
+# ts = "ordered_at"
+# item_id = "sku"
+# quantity = "pieces"
+# price = "unit_price"
+# order_id = "order"
+# And where a column says what a row is (columns.kind), the file's words for it:
+# [sources.orders.kinds]
+# buy = "purchase"
+# pv = "view"
+"""
+
+
+def starter() -> str:
+    """The commented file, valid as it stands: the minimal example, and every other key as a comment."""
+    parts = [_HEAD, *_keys("sources.NAME", Source), _MAP]
+    for name, (model, meaning) in _SECTIONS.items():
+        parts += [f"\n# {meaning}\n# [{name}]\n", *_keys(name, model)]
+    return "".join(parts)
+
+
+def toml(value: object) -> str:
+    """A string, number, flag, or list of strings as TOML."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(toml(each) for each in value) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def bare_key(key: str) -> str:
+    """A key as TOML wants it: quoted where it is more than ASCII letters, digits, _ and -."""
+    return key if _BARE.fullmatch(key) else toml(key)
+
+
+def _keys(section: str, model: type[BaseModel]) -> list[str]:
+    lines = []
+    for name, (meaning, example) in _MEANINGS[section].items():
+        default = model.model_fields[name].default
+        assert default is not PydanticUndefined, f"{section}.{name} has no default to show"
+        value = example if default is None else default
+        lines.append(f"# {meaning}\n# {name} = {toml(value)}\n")
+    return lines

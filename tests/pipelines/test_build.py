@@ -1,0 +1,325 @@
+"""Building a root: every row accounted for, incremental equals batch, bad input changes nothing, two runs do no harm."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+import tiny
+from equal import assert_equal_frames, assert_equal_roots, profiles_of, states_of
+
+from ray_profile.config import Config, load
+from ray_profile.errors import (
+    ChangedFileError,
+    ConfigError,
+    EncoderError,
+    FencedError,
+    QuarantineLimitError,
+    RootError,
+    SourceError,
+    UnknownUserError,
+)
+from ray_profile.pipelines.build import Summary, build
+from ray_profile.pipelines.compact import compact
+from ray_profile.pipelines.lookup import profile_of, status_of
+from ray_profile.sources.redact import pseudonyms
+from ray_profile.sources.simulate import Shop
+
+
+def run(config: Config, **options: object) -> Summary:
+    return build(config, local=True, clock=tiny.CLOCK, **options)  # type: ignore[arg-type]
+
+
+def of_months(shop: Shop, root: Path, months: int) -> Config:
+    """The shop's configuration, seeing only the first months."""
+    reviews = json.dumps([str(path) for path in shop.reviews[:months]])
+    events = json.dumps([str(path) for path in shop.events[:months]])
+    return tiny.config_of(shop, root, f"sources.reviews.paths={reviews}", f"sources.events.paths={events}")
+
+
+def copied(shop: Shop, to: Path) -> Shop:
+    """The shop's files in a folder of their own, free to be spoilt."""
+    shutil.copytree(shop.folder, to)
+    text = shop.config.read_text().replace(str(shop.folder), str(to))
+    (to / "ray_profile.toml").write_text(text)
+
+    def moved(path: Path) -> Path:
+        return to / path.name
+
+    return Shop(
+        **{
+            **shop.__dict__,
+            "folder": to,
+            **{name: moved(getattr(shop, name)) for name in ("config", "taxonomy", "key_file", "truth", "items")},
+            "reviews": tuple(map(moved, shop.reviews)),
+            "events": tuple(map(moved, shop.events)),
+        }
+    )
+
+
+def test_every_row_is_accounted_for(shop: Shop, tmp_path: Path) -> None:
+    done = run(tiny.config_of(shop, tmp_path / "root"))
+    report = done.report
+    assert report.rows_read == shop.review_rows + shop.event_rows
+    assert report.rows_anonymous == shop.anonymous
+    assert report.rows_quarantined == shop.broken + shop.duplicates
+    assert report.rows_read == report.rows_folded + report.rows_anonymous + report.rows_quarantined
+    states = states_of(tmp_path / "root", tiny.WIDTH)
+    assert states["rows"].sum() == report.rows_folded
+    quarantined = pl.read_parquet(tmp_path / "root" / "quarantine" / "*" / "*.parquet")
+    assert quarantined.height == report.rows_quarantined
+    assert quarantined.filter(pl.col("file").is_null() | pl.col("reason").is_null()).is_empty()
+
+
+def test_no_raw_user_id_and_no_planted_contact_is_stored(shop: Shop, built: Path) -> None:
+    truth = pl.read_parquet(shop.truth)
+    stored = profiles_of(built)
+    key = load(shop.config).privacy.key()
+    assert set(stored["user_id"]) <= set(pseudonyms(truth["user_id"], key))
+    bodies = b"".join(
+        path.read_bytes() if path.suffix != ".parquet" else str(pl.read_parquet(path).to_dicts()).encode()
+        for path in built.rglob("*")
+        if path.is_file()
+    )
+    assert all(user.encode() not in bodies for user in truth["user_id"])
+    assert b"@example" not in bodies
+
+
+def test_a_second_build_does_nothing_and_starts_neither_ray_nor_torch(shop: Shop, built: Path) -> None:
+    script = (
+        "import sys, json\n"
+        "from ray_profile.config import load\n"
+        "from ray_profile.pipelines.build import build\n"
+        f"done = build(load({str(shop.config)!r}, ['root={built}', 'encoder.dtype=float32']))\n"
+        "heavy = [m for m in ('torch', 'ray', 'sklearn', 'transformers') if m in sys.modules]\n"
+        "print(json.dumps([done.to_json(), heavy, done.files_folded_before]))\n"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    said, heavy, before = json.loads(out.stdout.splitlines()[-1])
+    assert said["rows_read"] == said["waves"] == said["profiles_written"] == 0
+    assert said["users"] == profiles_of(built).height
+    assert heavy == []
+    assert before == len(shop.reviews) + len(shop.events) + 1
+    assert said["seconds"] < 5
+
+
+def test_month_by_month_equals_all_at_once(shop: Shop, built: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for months in range(1, len(shop.reviews) + 1):
+        done = run(of_months(shop, root, months))
+        assert done.waves == 1
+    assert_equal_frames(states_of(root, tiny.WIDTH), states_of(built, tiny.WIDTH))
+    again = run(of_months(shop, root, len(shop.reviews)), refresh=True)
+    assert again.profiles_written == again.users
+    assert_equal_roots(root, built, tiny.WIDTH, ignore=("statistics",))
+
+
+def test_many_small_waves_equal_one(shop: Shop, built: Path, tmp_path: Path) -> None:
+    done = run(tiny.config_of(shop, tmp_path / "root", "build.wave_gb=1e-9"))
+    assert done.waves == len(shop.reviews) + len(shop.events) + 1
+    assert_equal_roots(tmp_path / "root", built, tiny.WIDTH)
+
+
+def test_untouched_users_keep_their_profile_to_the_bit(shop: Shop, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    run(of_months(shop, root, 2))
+    before = profiles_of(root)
+    run(of_months(shop, root, 3))
+    after = profiles_of(root)
+    touched = states_of(root, tiny.WIDTH).filter(pl.col("period") == pl.col("period").max())["user_id"].unique()
+    kept = before.filter(~pl.col("user_id").is_in(touched.to_list()))
+    assert after.join(kept, on="user_id", how="semi").equals(kept)
+    assert before.height - kept.height > 0
+
+
+def test_a_profile_as_of_a_day_is_what_was_built_from_the_data_before_it(shop: Shop, tmp_path: Path) -> None:
+    root, early = tmp_path / "root", tmp_path / "early"
+    whole, part = of_months(shop, root, 3), of_months(shop, early, 2)
+    run(whole)
+    run(part)
+    # Months in the shop's zone are not months in UTC: what the early root was told of the last one is no part of it.
+    moment = states_of(root, tiny.WIDTH)["period"].max()
+    truth = pl.read_parquet(shop.truth)["user_id"].sort()
+    compared = 0
+    for user in truth[:12]:
+        try:
+            then = profile_of(whole, user, moment.isoformat())
+        except UnknownUserError:
+            continue
+        built_then = profile_of(part, user, moment.isoformat())
+        for drop in ("bucket", "embedding", "text_vector"):
+            then.pop(drop, None), built_then.pop(drop, None)
+        assert then["last_ts"] < datetime.combine(moment, datetime.min.time(), tzinfo=then["last_ts"].tzinfo)
+        assert_equal_frames(pl.DataFrame([then], strict=False), pl.DataFrame([built_then], strict=False))
+        compared += 1
+    assert compared >= 5
+
+
+def test_as_of_another_moment_names_the_nearest_two(shop: Shop, built: Path) -> None:
+    user = pl.read_parquet(shop.truth)["user_id"][0]
+    with pytest.raises(ConfigError, match=r"2025-11-05.*not the start of a month.*2025-11-01 and 2025-12-01"):
+        profile_of(tiny.config_of(shop, built), user, "2025-11-05")
+
+
+def test_an_unknown_user_and_a_root_that_is_none_are_named(shop: Shop, built: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnknownUserError, match="no profile of user 'nobody'"):
+        profile_of(tiny.config_of(shop, built), "nobody")
+    with pytest.raises(RootError, match=r"no root at .*build"):
+        profile_of(tiny.config_of(shop, tmp_path / "nowhere"), "nobody")
+
+
+def test_too_many_bad_rows_fail_the_wave_before_anything_is_committed(shop: Shop, tmp_path: Path) -> None:
+    mine = copied(shop, tmp_path / "shop")
+    root = tmp_path / "root"
+    run(of_months(mine, root, 2))
+    before, states = profiles_of(root), states_of(root, tiny.WIDTH)
+    spoilt = mine.events[2]
+    lines = spoilt.read_text().splitlines()
+    half = [line if at % 2 else line.replace("2025-", "1975-", 1) for at, line in enumerate(lines)]
+    spoilt.write_text("\n".join(half) + "\n")
+    with pytest.raises(QuarantineLimitError) as caught:
+        run(of_months(mine, root, 3))
+    message = str(caught.value)
+    assert spoilt.name in message
+    assert "time_impossible" in message
+    assert "max_quarantine" in message
+    assert caught.value.exit_code == 1
+    assert profiles_of(root).equals(before)
+    assert states_of(root, tiny.WIDTH).equals(states)
+    lenient = of_months(mine, root, 3).model_copy(deep=True)
+    sources = {name: source.model_copy(update={"max_quarantine": 1.0}) for name, source in lenient.sources.items()}
+    done = run(lenient.model_copy(update={"sources": sources}))
+    assert done.report.quarantined["time_impossible"] > 100
+
+
+def test_a_file_that_cannot_be_read_whole_is_rejected_whole_and_tried_again_when_it_changes(
+    shop: Shop, built: Path, tmp_path: Path
+) -> None:
+    mine = copied(shop, tmp_path / "shop")
+    root = tmp_path / "root"
+    config = tiny.config_of(mine, root, "sources.reviews.max_quarantine=0.5")
+    whole = mine.reviews[1].read_bytes()
+    mine.reviews[1].write_bytes(whole[: len(whole) // 2])
+    done = run(config)
+    assert [file.path for file in done.rejected] == [str(mine.reviews[1])]
+    assert "gzip" in done.rejected[0].reason
+    assert done.report.rows_read == shop.review_rows + shop.event_rows - _lines(whole)
+    again = run(config)
+    assert again.waves == 0
+    assert [file.path for file in again.rejected_before] == [str(mine.reviews[1])]
+    mine.reviews[1].write_bytes(whole)
+    assert run(config).waves == 1
+    run(config, refresh=True)
+    assert_equal_frames(
+        states_of(root, tiny.WIDTH).drop("tag_evidence"), states_of(built, tiny.WIDTH).drop("tag_evidence")
+    )
+
+
+def _lines(packed: bytes) -> int:
+    return len(gzip.decompress(packed).splitlines())
+
+
+def test_a_file_that_breaks_after_some_of_its_rows_were_folded_counts_for_nothing(shop: Shop, tmp_path: Path) -> None:
+    mine = copied(shop, tmp_path / "shop")
+    frame = pl.read_csv(mine.events[0], infer_schema=False)
+    path = mine.folder / "events-extra.parquet"
+    frame.write_parquet(path, row_group_size=200, compression="uncompressed")
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2 : len(body) // 2 + 400] = b"\xff" * 400  # a page in the middle: the footer is whole
+    path.write_bytes(bytes(body))
+    paths = json.dumps([str(path)])
+    config = tiny.config_of(mine, tmp_path / "root", f"sources.events.paths={paths}", "sources.events.max_quarantine=1")
+    done = run(config)
+    if not done.rejected:
+        pytest.skip("the damage hit no value that Parquet checks")
+    assert done.report.rows_read == shop.review_rows
+    assert states_of(tmp_path / "root", tiny.WIDTH)["rows"].sum() == done.report.rows_folded
+
+
+def test_a_folded_file_that_changed_is_an_error_and_one_that_vanished_is_not(shop: Shop, tmp_path: Path) -> None:
+    mine = copied(shop, tmp_path / "shop")
+    root = tmp_path / "root"
+    config = tiny.config_of(mine, root)
+    run(config)
+    before = profiles_of(root)
+    with mine.events[0].open("a") as file:
+        file.write("e999999,2025-10-02 09:00:42,A1,pv,B1,,,1.0,,phone,Berlin\n")
+    with pytest.raises(ChangedFileError, match=f"{mine.events[0].name} has changed"):
+        run(config)
+    mine.events[0].unlink()
+    assert run(config).waves == 0
+    assert profiles_of(root).equals(before)
+
+
+def test_the_run_that_commits_second_fails_and_changes_nothing(shop: Shop, built: Path, tmp_path: Path) -> None:
+    config = tiny.config_of(shop, tmp_path / "root")
+    overtaken: list[Summary] = []
+
+    def at(step: str) -> None:
+        if step == "commit.before" and not overtaken:
+            overtaken.append(run(config))
+
+    with pytest.raises(FencedError, match="another run"):
+        run(config, at=at)
+    assert overtaken[0].waves == 1
+    assert_equal_roots(tmp_path / "root", built, tiny.WIDTH)
+    assert run(config).waves == 0
+
+
+def test_compaction_keeps_every_profile_and_the_next_build_goes_on(shop: Shop, built: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    run(of_months(shop, root, 1))
+    run(of_months(shop, root, 2))
+    before, states = profiles_of(root), states_of(root, tiny.WIDTH)
+    done = compact(of_months(shop, root, 2), max_files=1, clock=tiny.CLOCK)
+    assert done.files_before > done.files_after > 0
+    assert status_of(of_months(shop, root, 2))["most_files_in_a_bucket"] == 1
+    assert profiles_of(root).equals(before)
+    assert_equal_frames(states_of(root, tiny.WIDTH), states)
+    run(of_months(shop, root, 3))
+    run(of_months(shop, root, 3), refresh=True)
+    assert_equal_roots(root, built, tiny.WIDTH, ignore=("statistics",))
+
+
+def test_what_a_root_was_made_with_cannot_change(shop: Shop, built: Path) -> None:
+    for override, said in (
+        ("state.buckets=7", "buckets"),
+        ("state.period=week", "period"),
+        ("state.half_life_days=1", "half_life_days"),
+        ("encoder.max_length=64", "encoder"),
+        ("taxonomy.threshold=0.9", "taxonomy"),
+    ):
+        with pytest.raises(RootError, match=said):
+            run(tiny.config_of(shop, built, override))
+
+
+def test_a_source_without_files_and_an_unknown_format_are_named(shop: Shop, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"sources.events.*match no file.*nothing-\*"):
+        run(tiny.config_of(shop, tmp_path / "root", 'sources.events.paths=["/nowhere/nothing-*"]'))
+    with pytest.raises(ConfigError, match=r"amazon-2032.*did you mean 'amazon-2023'"):
+        run(tiny.config_of(shop, tmp_path / "other", "sources.reviews.format=amazon-2032"))
+
+
+def test_an_encoder_that_cannot_read_the_corpus_is_refused(tmp_path: Path) -> None:
+    rows = [
+        {"user_id": f"u{at}", "parent_asin": "i", "rating": 5, "timestamp": 1_700_000_000_000 + at, "text": text}
+        for at, text in enumerate(["颱風蕈褶孢鱗繖絨蓋牛肝菌", "鸚鵡螺鑲嵌鑽戒", "齲齒矯正鑷鉗"] * 5)
+    ]
+    path = tmp_path / "reviews.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    text = f'root = "{tmp_path}/root"\n[sources.reviews]\nformat = "amazon-2023"\npaths = ["{path}"]\n'
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(EncoderError, match=r"cannot read this text.*multilingual-e5-small"):
+        run(load(tmp_path / "c.toml"))
+    assert profiles_missing(tmp_path / "root")
+
+
+def profiles_missing(root: Path) -> bool:
+    return not (root / "profiles").exists()
