@@ -72,12 +72,16 @@ class StorageError(BuildFailed):
 
 
 class FileRejected(Exception):
-    """A file cannot be read whole, so none of it is folded in. Carries the file's path and the reason."""
+    """A file cannot be read whole, so none of it is folded in.
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # both as args, so that the exception survives pickling between processes
+    `transient` says that the file itself may be well: it vanished or changed while it was being read.
+    """
+
+    def __init__(self, path: str, reason: str, transient: bool = False) -> None:
+        super().__init__(path, reason, transient)  # as args, so that the exception survives pickling between processes
         self.path = path
         self.reason = reason
+        self.transient = transient
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"

@@ -29,6 +29,7 @@ _BREAK = rf"\n|[^\p{{L}}\p{{M}}\p{{N}}\s'-]|[{_UNSPACED}]"
 _NO_TEXT = r"<[A-Z][A-Z_]*>|https?://\S+|\bwww\.\S+"  # redaction markers and addresses
 #: A letter or digit that needs a word's border beside a name: not ideographs, nor Hangul, which takes particles.
 _BORDERED = rf"[\p{{L}}\p{{M}}\p{{N}}--[{_UNSPACED}\p{{Hangul}}]]"
+_HAN_RUN = r"\p{Han}{1,500}"  # a bound, for jieba takes a minute over 100,000 characters without a mark
 _RUNS_PER_CUT = 200_000
 _LANGUAGE_CHARS = 400  # enough to name a language, and bounded in time
 
@@ -111,7 +112,7 @@ def _chinese_words(frame: pl.DataFrame) -> pl.DataFrame:
     """Words of every run of Han characters, in order; the columns of `_spaced_words`."""
     runs = (
         frame.filter(pl.col("text").str.contains(r"\p{Han}"))
-        .select("row", text=pl.col("text").str.extract_all(r"\p{Han}+"))
+        .select("row", text=pl.col("text").str.extract_all(_HAN_RUN))
         .explode("text")
         .drop_nulls()
         .with_row_index("run")

@@ -41,6 +41,7 @@ __all__ = [
 
 #: How much faster bf16 must be on a CPU: the margin keeps workers of one kind from deciding differently by noise.
 BF16_MARGIN = 1.2
+_PATIENCE_S = 0.1
 
 Vectors = npt.NDArray[np.float16]
 
@@ -215,12 +216,13 @@ def _place(model: torch.nn.Module, device: torch.device, dtype: str) -> tuple[to
 @lru_cache(maxsize=4)
 def _bf16_is_faster(threads: int) -> bool:  # noqa: ARG001 - the cache's key
     """Measure once a process whether this CPU multiplies bf16 faster than float32 (most without AVX512-BF16 do not)."""
-    x, w = torch.randn(512, 384), torch.randn(384, 1536)
+    x, w = torch.randn(256, 384), torch.randn(384, 384)
     lowered = x.bfloat16(), w.bfloat16()
 
     def best_of(pair: tuple[torch.Tensor, torch.Tensor]) -> float:
-        took = []
-        for _ in range(12):
+        torch.mm(*pair)  # the first call builds the kernel
+        took: list[float] = []
+        while len(took) < 20 and sum(took) < _PATIENCE_S:  # a CPU that emulates bf16 is a hundred times slower
             began = time.perf_counter()
             torch.mm(*pair)
             took.append(time.perf_counter() - began)

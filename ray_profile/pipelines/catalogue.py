@@ -57,7 +57,7 @@ def update(
         assert isinstance(kept, pl.DataFrame)
         kept = kept.select(*ITEM_DTYPES).cast(pl.Schema(ITEM_DTYPES)).join(replaced, on="item_id", how="anti")
         encoded = pl.concat([kept, encoded])
-    added = write_file(table, 0, wave.uuid, encoded.sort("item_id").to_arrow())
+    added = write_file(table, 0, work.file_name(wave.uuid), encoded.sort("item_id").to_arrow())
     at("items.before")
     claim.commit(wave.uuid, claim.number + 1, lambda handle, ids: handle.replace_files([added], removes, ids))
     at("items.after")

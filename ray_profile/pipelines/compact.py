@@ -68,4 +68,4 @@ def _merged(run: Run, uuid: str, bucket: int, files: tuple[DataFile, ...]) -> Da
     marks = states.group_by(KEYS).agg(pl.col("wave_no").max())
     merged = state_schema(run.width).merge(states).join(marks, on=KEYS, how="left", maintain_order="left")
     newest = max(work.wave_of(file) for file in files)
-    return write_file(work.states_table(run.root, run.width), bucket, f"{uuid}-w{newest}", merged.to_arrow())
+    return write_file(work.states_table(run.root, run.width), bucket, work.file_name(uuid, newest), merged.to_arrow())

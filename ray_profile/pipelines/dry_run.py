@@ -32,6 +32,9 @@ from ray_profile.store.tables import Table
 from ray_profile.store.waves import Writer, ignore_step
 
 
+NAMED = 5  # new files of a source that the report names
+
+
 @dataclass(frozen=True)
 class DryRun:
     """`sources` describe all files, `estimate` is for the new ones. `new` has every new file by source; `problems` are
@@ -133,7 +136,12 @@ def _too_bad(each: SourceQuality) -> str:
 def print_report(console: Console, found: DryRun) -> None:
     """Show a dry run to people."""
     for each in found.sources:
-        _print_source(console, each, len(found.new[each.name]))
+        new = found.new[each.name]
+        _print_source(console, each, len(new))
+        if found.root_exists and new:
+            more = f" and {len(new) - NAMED:,} more" if len(new) > NAMED else ""
+            console.print(f"  new: {escape(', '.join(file.path for file in new[:NAMED]))}{more}")
+        console.print()
     _print_estimate(console, found)
     for problem in found.problems:
         console.print(f"[bold red]A build would stop:[/] {escape(problem)}")
@@ -177,7 +185,6 @@ def _print_source(console: Console, each: SourceQuality, new: int) -> None:
         )
     for path, reason in each.rejected:
         console.print(f"  [red]cannot be read:[/] {escape(path)} {escape(reason)}")
-    console.print()
 
 
 def _print_columns(console: Console, each: SourceQuality) -> None:

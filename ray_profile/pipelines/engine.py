@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import polars as pl
 
 from ray_profile.config import Config
-from ray_profile.encode.text import Encoded
 from ray_profile.pipelines.report import Report
 from ray_profile.pipelines.work import Fused, FuseJob, ItemsRead, WaveJob
 from ray_profile.sources.read import Range
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile
+
+if TYPE_CHECKING:
+    from ray_profile.encode.text import Encoded
 
 #: Told as work gets done: the stage, how much is done and how much there is (bytes of sources, or buckets).
 Progress = Callable[[str, float, float], None]

@@ -206,7 +206,7 @@ def _refused(config: Config, work: _Work) -> str:
 def _assumptions(drawn: Mapping[str, Sample]) -> tuple[str, ...]:
     places = sum(len(sample.files) for sample in drawn.values())
     said = [
-        f"the files are like the first rows of the {places} that were sampled",
+        f"all files are like the samples of {places} of them",
         "one process on this machine does one step after the other; workers share the work, and add their start",
         "rates were measured on a few thousand rows and a few hundred texts",
         "tags by text, the fuse of the profiles and the commits come on top",

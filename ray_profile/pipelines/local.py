@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from ray_profile.config import Config
 from ray_profile.config import Encoder as Settings
-from ray_profile.encode.text import Encoded, TextEncoder
 from ray_profile.pipelines import work
 from ray_profile.pipelines.engine import Progress, no_progress
 from ray_profile.pipelines.report import Report
@@ -22,6 +22,9 @@ from ray_profile.sources.read import Range
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile
 
+if TYPE_CHECKING:
+    from ray_profile.encode.text import Encoded, TextEncoder
+
 
 class LocalEngine:
     """`engine.Engine` in this process."""
@@ -32,6 +35,8 @@ class LocalEngine:
 
     @cached_property
     def _encoder(self) -> TextEncoder:
+        from ray_profile.encode.text import TextEncoder
+
         return TextEncoder.load(self._settings)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -28,7 +28,6 @@ from ray.exceptions import RayError
 
 from ray_profile.config import Config
 from ray_profile.config import Encoder as Settings
-from ray_profile.encode.text import Encoded, TextEncoder
 from ray_profile.encode.tokens import Tokenizer
 from ray_profile.errors import BuildFailed, RayProfileError
 from ray_profile.pipelines import work
@@ -40,6 +39,9 @@ from ray_profile.sources.formats import may_hold_text
 from ray_profile.sources.read import Range
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile
+
+if TYPE_CHECKING:
+    from ray_profile.encode.text import Encoded, TextEncoder
 
 REPORT = "report"
 REPORT_BUCKET = -1
@@ -64,8 +66,10 @@ class RayEngine:
             "CPU", 1.0
         )
         self._encoders = config.build.encoders
+        self._texts: list[Any] = []
         # Beside the encoders there must be room for reading and folding, or both wait for each other for ever.
-        self._cpus_per_encoder = min(1.0, cpus / (2 * self._encoders))
+        # And less than a task's 1: Ray fuses a task and an actor of equal needs, and the encoder would read files.
+        self._cpus_per_encoder = min(0.9, cpus / (2 * self._encoders))
         self._threads = max(1, int(cpus) // self._encoders)
         self._partitions = int(min(config.state.buckets, max(2, 2 * cpus), MAX_PARTITIONS))
         context = DataContext.get_current()
@@ -76,6 +80,7 @@ class RayEngine:
 
     def close(self) -> None:
         """Stop Ray if this engine started it."""
+        self._dismiss_text_actors()
         if self._started:
             ray.shutdown()
 
@@ -87,25 +92,21 @@ class RayEngine:
 
     def encode(self, texts: pl.Series) -> Encoded:
         """See `Engine`."""
+        starts = range(0, max(len(texts), 1), TEXTS_PER_CALL)
         with _plainly():
-            options = {"num_cpus": self._cpus_per_encoder, "num_gpus": self._config.build.gpus_per_encoder}
-            actor: Any = ray.remote(_TextActor).options(**options)
-            count = min(self._encoders, -(-len(texts) // TEXTS_PER_CALL))
-            pool = [actor.remote(self._config.encoder, self._threads) for _ in range(max(count, 1))]
-            starts = range(0, max(len(texts), 1), TEXTS_PER_CALL)
+            pool = self._text_actors(min(self._encoders, len(starts)))
             calls = [
                 pool[at % len(pool)].encode.remote(texts.slice(start, TEXTS_PER_CALL))
                 for at, start in enumerate(starts)
             ]
             parts: list[Encoded] = ray.get(calls)
-            for each in pool:
-                ray.kill(each)
         return _joined(parts)
 
     def fold(self, job: work.WaveJob, ranges: Sequence[Range]) -> tuple[list[DataFile], list[Report]]:
         """See `Engine`."""
         if not ranges:
             return [], []
+        self._dismiss_text_actors()  # the fold has encoders of its own, and needs the room
         with _plainly(), self._watched("fold", sum(work.sizes_of(ranges))) as counter:
             shuffled = self._partials(job, ranges, counter).repartition(self._partitions, keys=["bucket"])
             done = shuffled.map_batches(partial(_write, job=job), batch_size=None, batch_format="pyarrow").take_all()
@@ -133,6 +134,19 @@ class RayEngine:
                 self._progress("fuse", len(fused), len(buckets))
         return sorted(fused, key=lambda each: each.bucket)
 
+    def _text_actors(self, count: int) -> list[Any]:
+        """At least so many actors that encode texts which are no rows; they stay until a fold needs their room."""
+        actor: Any = ray.remote(_TextActor).options(
+            num_cpus=self._cpus_per_encoder, num_gpus=self._config.build.gpus_per_encoder
+        )
+        while len(self._texts) < count:
+            self._texts.append(actor.remote(self._config.encoder, self._threads))
+        return self._texts
+
+    def _dismiss_text_actors(self) -> None:
+        while self._texts:
+            ray.kill(self._texts.pop())
+
     def _partials(self, job: work.WaveJob, ranges: Sequence[Range], counter: Any) -> Dataset:
         """Partial states of all ranges, with `bucket` and `report`."""
         spoken = [range_ for range_ in ranges if may_hold_text(job.config.sources[range_.file.source])]
@@ -142,7 +156,7 @@ class RayEngine:
         if spoken:
             settings = job.config.encoder
             read = self._read(job, spoken, counter).repartition(target_num_rows_per_block=ROWS_PER_TEXT_BLOCK)
-            tokens = read.map_batches(partial(_tokenise, settings=settings), **whole)
+            tokens = read.map_batches(partial(_tokenise, settings=settings), num_cpus=1, **whole)
             encoded = tokens.map_batches(
                 _EncodeActor,
                 fn_constructor_args=(settings, self._threads),
@@ -151,15 +165,15 @@ class RayEngine:
                 num_gpus=job.config.build.gpus_per_encoder or None,
                 **whole,
             )
-            parts.append(encoded.map_batches(partial(_fold, job=job), **whole))
+            parts.append(encoded.map_batches(partial(_fold, job=job), num_cpus=1, **whole))
         if silent:
-            parts.append(self._read(job, silent, counter).map_batches(partial(_fold, job=job), **whole))
+            parts.append(self._read(job, silent, counter).map_batches(partial(_fold, job=job), num_cpus=1, **whole))
         return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
 
     def _read(self, job: work.WaveJob, ranges: Sequence[Range], counter: Any) -> Dataset:
         numbers = ray.data.from_items([{"at": at} for at in range(len(ranges))], override_num_blocks=len(ranges))
         reader = partial(_read, job=job, ranges=list(ranges), sizes=work.sizes_of(ranges), counter=counter)
-        return numbers.map_batches(reader, batch_size=1, batch_format="pyarrow")
+        return numbers.map_batches(reader, batch_size=1, batch_format="pyarrow", num_cpus=1)
 
     @contextmanager
     def _watched(self, stage: str, total: float) -> Iterator[Any]:
@@ -219,6 +233,8 @@ class _EncodeActor:
 
 
 def _joined(parts: Sequence[Encoded]) -> Encoded:
+    from ray_profile.encode.text import Encoded
+
     counts = ("tokens", "truncated", "characters", "unknown_characters")
     summed = {name: sum(getattr(part, name) for part in parts) for name in counts}
     return Encoded(np.concatenate([part.vectors for part in parts]), **summed)
@@ -226,6 +242,8 @@ def _joined(parts: Sequence[Encoded]) -> Encoded:
 
 def _load(settings: Settings, threads: int) -> TextEncoder:
     import torch
+
+    from ray_profile.encode.text import TextEncoder
 
     torch.set_num_threads(threads)  # Ray gives an actor as many as its num_cpus, which here says something else
     return TextEncoder.load(settings)

@@ -24,6 +24,7 @@ class Report:
     quarantined: dict[str, int] = field(default_factory=dict)  # reason code -> rows
     examples: list[str] = field(default_factory=list)  # "row 17: rating_range"
     rejected: str = ""
+    transient: bool = False  # of a rejected file: worth another try as it is
     texts: int = 0
     tokens: int = 0
     truncated: int = 0

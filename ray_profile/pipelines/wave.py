@@ -67,20 +67,25 @@ def make_tagger(run: Run, engine: Engine) -> Tagger:
     return Tagger(run.taxonomy, TagMatrix.build(run.taxonomy, engine, run.config.taxonomy.threshold))
 
 
-def _ranges(run: Run, wave: Wave) -> tuple[dict[str, list[Range]], dict[str, str]]:
-    """The ranges of each readable file, and the reason for each other one."""
+def _ranges(run: Run, wave: Wave) -> tuple[dict[str, list[Range]], dict[str, FileRejected]]:
+    """The ranges of each readable file, and why each other one is rejected."""
     parts: dict[str, list[Range]] = {}
-    rejected: dict[str, str] = {}
+    rejected: dict[str, FileRejected] = {}
     for file in wave.files:
         try:
             parts[file.path] = ranges(SourceFile(**asdict(file)), run.config.sources[file.source])
         except FileRejected as error:
-            rejected[file.path] = error.reason
+            rejected[file.path] = error
     return parts, rejected
 
 
 def _catalogue(
-    run: Run, wave: Wave, parts: Mapping[str, Sequence[Range]], rejected: dict[str, str], tagger: Tagger, engine: Engine
+    run: Run,
+    wave: Wave,
+    parts: Mapping[str, Sequence[Range]],
+    rejected: dict[str, FileRejected],
+    tagger: Tagger,
+    engine: Engine,
 ) -> tuple[DataFile, ...]:
     every = [part for each in parts.values() for part in each]
     read = list(zip(every, engine.read_items(run.config, every), strict=True))
@@ -100,11 +105,11 @@ def _catalogue(
 
 
 def _fold(
-    run: Run, job: work.WaveJob, rows: Sequence[Range], rejected: dict[str, str], engine: Engine
+    run: Run, job: work.WaveJob, rows: Sequence[Range], rejected: dict[str, FileRejected], engine: Engine
 ) -> tuple[list[DataFile], list[Report]]:
     while True:
         files, reports = engine.fold(job, rows)
-        bad = {report.file: report.rejected for report in reports if report.rejected}
+        bad = {r.file: FileRejected(r.file, r.rejected, r.transient) for r in reports if r.rejected}
         rejected.update(bad)
         reports = [report for report in reports if not report.rejected]
         if not any(report.file in bad for report in reports):
@@ -145,5 +150,5 @@ def _blame(reports: Sequence[Report], rejected: Sequence[RejectedFile]) -> str:
     return "\n".join(lines[:MAX_BLAMED] + ([f"  ... and {more} more files"] if more > 0 else []))
 
 
-def _named(file: PlannedFile, reason: str) -> RejectedFile:
-    return RejectedFile(file.source, file.path, file.size, file.tag, reason)
+def _named(file: PlannedFile, why: FileRejected) -> RejectedFile:
+    return RejectedFile(**asdict(file), reason=why.reason, transient=why.transient)

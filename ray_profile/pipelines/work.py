@@ -4,27 +4,27 @@
     write_states                           partial states of a bucket -> one file
     fuse_bucket, statistics_of_bucket      a bucket's states          -> its profiles, its share of the statistics
 
-Every function can be run again after a crash: files are named by the run's uuid and by what they hold, so that a
-second attempt writes the same file.
+Every function can be run again after a crash: each attempt writes files of its own, named by the run's uuid, and only
+those that the driver commits count.
 """
 
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_profile.config import Config
-from ray_profile.encode.heads import Probe
 from ray_profile.encode.terms import Gazetteer
-from ray_profile.encode.text import TextEncoder
 from ray_profile.encode.tokens import Tokenizer
 from ray_profile.errors import FileRejected
 from ray_profile.pipelines.report import MAX_EXAMPLES, Report
@@ -43,6 +43,10 @@ from ray_profile.sources.redact import bucket_of
 from ray_profile.state import StateSchema
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile, Table, read_files, write_file
+
+if TYPE_CHECKING:  # torch and scikit-learn are for the workers that encode, not for those that read
+    from ray_profile.encode.heads import Probe
+    from ray_profile.encode.text import TextEncoder
 
 STATISTIC_COLUMNS = ("terms", "tag_sums", "taggable", "prices")
 
@@ -93,7 +97,7 @@ class ItemsRead:
 
     items: pl.DataFrame
     nameless: list[pa.Table]
-    rejected: str = ""
+    rejected: FileRejected | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def read(job: WaveJob, range_: Range) -> Iterator[Block]:
             with report.timed("read"):
                 ingested = next(blocks, None)
         except FileRejected as error:
-            report.rejected = error.reason
+            report.rejected, report.transient = error.reason, error.transient
             yield Block(pl.DataFrame(schema=_row_dtypes()), report)
             return
         if ingested is None:
@@ -166,7 +170,7 @@ def read_items(config: Config, range_: Range) -> ItemsRead:
     try:
         tables = list(ingest_items(range_, source, nameless))
     except FileRejected as error:
-        return ItemsRead(pl.DataFrame(_frame(ITEMS.empty_table())), [], error.reason)
+        return ItemsRead(pl.DataFrame(_frame(ITEMS.empty_table())), [], error)
     frames = [_frame(table) for table in tables] or [_frame(ITEMS.empty_table())]
     whole = pl.concat(frames)
     if is_catalogue(source):
@@ -175,7 +179,7 @@ def read_items(config: Config, range_: Range) -> ItemsRead:
 
 
 def sizes_of(ranges: Sequence[Range]) -> list[float]:
-    """The bytes that each range stands for: an equal part of its file (a range knows its rows or its bytes, not both)."""
+    """The bytes that each range stands for: an equal part of its file, as a row group knows only its rows."""
     parts = Counter(range_.file.path for range_ in ranges)
     return [range_.file.size / parts[range_.file.path] for range_ in ranges]
 
@@ -222,11 +226,8 @@ def fold_block(block: Block, job: WaveJob) -> tuple[pl.DataFrame, Report]:
 def write_states(job: WaveJob, bucket: int, states: pl.DataFrame) -> Written:
     """Merge partial states of a bucket and write them as one file of the wave."""
     merged = state_schema(job.width).merge(states)
-    # Named by what it holds: a bucket may come in several pieces, and a piece that is made again takes its own place.
-    keys = merged.select(pl.concat_str("user_id", pl.col("period").cast(pl.String), separator=" "))["user_id"]
-    mark = hashlib.sha256("\n".join([keys[0], keys[-1], str(len(keys))]).encode()).hexdigest()[:8]
     rows = merged.with_columns(pl.lit(job.number, pl.Int64).alias("wave_no")).to_arrow()
-    file = write_file(states_table(job.root, job.width), bucket, f"{job.uuid}-{mark}-w{job.number}", rows)
+    file = write_file(states_table(job.root, job.width), bucket, file_name(job.uuid, job.number), rows)
     return Written(file, int(merged["rows"].sum()))
 
 
@@ -234,6 +235,11 @@ def assert_all_arrived(written: Sequence[Written], reports: Sequence[Report]) ->
     """Every row that a block folded is in exactly one file: nothing was lost or doubled on the way."""
     arrived, folded = sum(each.rows for each in written), sum(report.rows_folded for report in reports)
     assert arrived == folded, f"{folded} rows were folded, but the files written hold {arrived}"
+
+
+def file_name(uuid: str, wave: int | None = None) -> str:
+    """A new name for a data file: an attempt that comes late must not overwrite what another one has committed."""
+    return f"{uuid}-{secrets.token_hex(4)}" + (f"-w{wave}" if wave is not None else "")
 
 
 def wave_of(file: DataFile) -> int:
@@ -273,7 +279,7 @@ def fuse_bucket(job: FuseJob, bucket: int) -> Fused:
     states = read_states(job.root, job.width, files).join(changed, on="user_id", how="semi")
     fused = fuse(state_schema(job.width).merge(states), fuse_context(job))
     rows = pl.concat([old.join(changed, on="user_id", how="anti"), fused]).sort("user_id")
-    file = write_file(profiles_table(job.root), bucket, job.uuid, rows.to_arrow())
+    file = write_file(profiles_table(job.root), bucket, file_name(job.uuid), rows.to_arrow())
     known = old.join(fused.select("user_id"), on="user_id", how="semi").height
     return Fused(file, bucket, fused.height, fused.height - known, known)
 

@@ -130,8 +130,8 @@ def _own_name(key: tuple[object, ...], files: Sequence[SourceFile]) -> str:
     single = _word(stem.removesuffix(_suffix(stem))) if len(files) == 1 and str(key[1]) else ""
     beginning = _word(str(key[1]))
     name = beginning if beginning not in _SAYS_NOTHING else single
-    folders = [_word(_VARIES.sub("", part)) for part in reversed(str(key[0]).replace("#", "").split("/"))]
-    usable = [folder for folder in folders if folder not in _SAYS_NOTHING and "=" not in folder]
+    parts = [part for part in reversed(str(key[0]).split("/")) if "=" not in part]  # dt=2024-01-01 is a value, no name
+    usable = [folder for part in parts if (folder := _word(part.replace("#", ""))) not in _SAYS_NOTHING]
     return name if name not in _SAYS_NOTHING else next(iter(usable), "source")
 
 

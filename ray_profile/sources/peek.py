@@ -62,7 +62,8 @@ def peek(file: SourceFile) -> Peek:
     Raises `FileRejected` for a file that is empty or cannot be read as it is (with what to do about it), `StorageError`
     where the store refuses or does not answer.
     """
-    if Path(file.path.lower().removesuffix(".gz")).suffix not in DATA_SUFFIXES:
+    suffix = Path(file.path.lower().removesuffix(".gz")).suffix
+    if suffix not in DATA_SUFFIXES and not suffix[1:2].isdigit():  # events.2024-01 is a log
         raise FileRejected(file.path, "is no CSV, JSON lines or Parquet by its name, and was not opened")
     fs, inner = filesystem(file.path)
     try:
@@ -152,6 +153,8 @@ def _json(file: SourceFile, text: str, used: int) -> Peek:
         raise FileRejected(file.path, "is one JSON array; write one object a line (`jq -c '.[]'` does it)")
     data = text.encode()
     rows = sum(1 for line in text.split("\n") if line.strip())
+    if rows == 1 and len(every := keys(data)) > MAX_COLUMNS:
+        raise FileRejected(file.path, f"is one JSON object of {len(every):,} keys; write one object a row and line")
     try:
         frame = pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
     except pl.exceptions.PolarsError:
@@ -159,8 +162,6 @@ def _json(file: SourceFile, text: str, used: int) -> Peek:
         frame = frame.select(column for column in frame if column.null_count() < len(column))
     if frame.is_empty():
         raise FileRejected(file.path, "holds no JSON object a line; write one object a line (`jq -c .` does it)")
-    if frame.width > MAX_COLUMNS:
-        raise FileRejected(file.path, f"is one JSON object of {frame.width:,} keys; write one object a row and line")
     return Peek(file, "jsonl", frame.head(SAMPLE_ROWS), used / rows)
 
 

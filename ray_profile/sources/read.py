@@ -144,10 +144,10 @@ def _opened(file: SourceFile, block_size: int) -> Iterator[BinaryIO]:
         if not remote:
             _insist_local(file)
     except FileNotFoundError as error:
-        raise FileRejected(file.path, "vanished after it was listed") from error
+        raise FileRejected(file.path, "vanished after it was listed", transient=True) from error
     except Exception as error:
         if _is_expired(error):
-            raise FileRejected(file.path, "changed while being read") from error
+            raise FileRejected(file.path, "changed while being read", transient=True) from error
         if _is_of_the_store(error):
             raise StorageError(f"{file.path} cannot be read ({error}); run the same command again") from error
         raise
@@ -175,7 +175,7 @@ def _insist_local(file: SourceFile) -> None:
 
 def _insist(file: SourceFile, size: int, tag: str) -> None:
     if (size, tag) != (file.size, file.tag):
-        raise FileRejected(file.path, "changed while being read: it is not the file that was listed")
+        raise FileRejected(file.path, "changed while being read: it is not the file that was listed", transient=True)
 
 
 def _is_gzip(file: SourceFile, stream: BinaryIO) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -23,6 +24,7 @@ from ray_profile.sources.values import identifiers
 
 MAX_FILES = 64  # whose ranges are listed; on S3 each costs a request or two
 PARTS = 8  # ranges that a large source is read at
+RUNS = 10  # of neighbouring rows, in a chunk that is read in part
 _RAW_CHARS = 300
 
 T = TypeVar("T")
@@ -118,7 +120,7 @@ def _ranges(file: SourceFile, source: Source, rejected: list[FileRejected]) -> l
 def _read(part: Range, source: Source, clock: datetime, key: bytes | None, rows: int) -> _Part:
     made, seen = _Part(), Seen()
     for chunk, seconds in _timed(part, source):
-        kept = _head(chunk, rows - made.rows)
+        kept = _spread_rows(chunk, rows - made.rows)
         made.seconds += seconds * kept.rows_read / chunk.rows_read
         began = time.perf_counter()
         made.mapped = tuple(kept.layout.columns)
@@ -155,13 +157,17 @@ def _timed(part: Range, source: Source) -> Iterator[tuple[Chunk, float]]:
         yield chunk, time.perf_counter() - began
 
 
-def _head(chunk: Chunk, rows: int) -> Chunk:
-    """The first rows of a chunk, broken ones included."""
+def _spread_rows(chunk: Chunk, rows: int) -> Chunk:
+    """At most `rows` rows of a chunk, broken ones included: runs of neighbours (which may repeat), evenly spread."""
     if chunk.rows_read <= rows:
         return chunk
-    last = int(pl.concat([chunk.numbers, chunk.broken["row"]]).sort()[rows - 1])
-    inside = chunk.numbers <= last
-    broken = chunk.broken.filter(pl.col("row") <= last)
+    every = pl.concat([chunk.numbers.alias("row"), chunk.broken["row"]]).sort()
+    runs = min(RUNS, rows)
+    starts = np.arange(runs) * len(every) // runs
+    lengths = np.diff(np.arange(runs + 1) * rows // runs)
+    at = np.repeat(starts, lengths) + np.concatenate([np.arange(length) for length in lengths])
+    chosen = every.gather(at).implode()
+    inside, broken = chunk.numbers.is_in(chosen), chunk.broken.filter(chunk.broken["row"].is_in(chosen))
     return Chunk(chunk.frame.filter(inside), chunk.numbers.filter(inside), broken, chunk.layout)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import jieba
@@ -93,6 +94,15 @@ def test_terms_of_pieces_are_the_terms_of_the_whole(texts: list[str | None], cut
     assert whole.equals(pl.concat([first, second]))
     assert whole.select("row", "term").is_unique().all()
     assert not set(whole["term"]) & stop_words()
+
+
+@pytest.mark.parametrize("piece", ["手", "手机的屏幕很清晰", "a", "a'", "<A", "great guitar ", "😀", "-"])
+def test_the_longest_text_takes_no_long_time(piece: str) -> None:
+    text = (piece * 100_000)[:100_000]
+    began = time.perf_counter()
+    found = keywords(pl.Series([text]))
+    assert time.perf_counter() - began < 10  # seconds; under one on an idle machine
+    assert found["row"].to_list() == [0] * len(found)
 
 
 def test_languages_of_plain_sentences() -> None:

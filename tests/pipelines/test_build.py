@@ -1,4 +1,4 @@
-"""Building a root: every row accounted for, incremental equals batch, bad input changes nothing, two runs do no harm."""
+"""A build accounts for every row, day by day equals at once, and bad input or a second run changes nothing."""
 
 from __future__ import annotations
 

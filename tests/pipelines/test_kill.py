@@ -118,7 +118,7 @@ def test_the_driver_killed_through_ray_it_heals(shop: Shop, built: Path, tmp_pat
     assert_heals(shop, root, built)
 
 
-def test_readers_see_whole_versions_only(shop: Shop, built: Path, tmp_path: Path) -> None:
+def test_readers_see_whole_versions_only(shop: Shop, tmp_path: Path) -> None:
     """A reader that opened the profiles before a build reads the old version through to the end."""
     root = tmp_path / "root"
     config = tiny.config_of(shop, root)

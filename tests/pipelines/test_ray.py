@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
 def test_through_ray_equals_the_plain_loop(shop: Shop, built: Path, tmp_path: Path) -> None:
     stages: list[str] = []
     config = tiny.config_of(shop, tmp_path / "root")
-    done = build(config, clock=tiny.CLOCK, progress=lambda stage, done, total: stages.append(stage))
+    done = build(config, clock=tiny.CLOCK, progress=lambda stage, *_: stages.append(stage))
     assert done.report.rows_read == shop.review_rows + shop.event_rows
     assert done.report.texts > 0
     assert {"fold", "fuse"} <= set(stages)

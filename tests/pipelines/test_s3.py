@@ -40,7 +40,8 @@ def test_wrong_keys_are_a_message(s3: seaweedfs.S3Server, shop: Shop, monkeypatc
     assert caught.value.exit_code == 1
 
 
-def test_a_bucket_that_is_not_there_is_a_message(s3: seaweedfs.S3Server, shop: Shop) -> None:
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_is_not_there_is_a_message(shop: Shop) -> None:
     config = tiny.config_of(shop, "s3://no-such-bucket/root")
     with pytest.raises(StorageError, match="no-such-bucket"):
         build(config, local=True, clock=tiny.CLOCK)
