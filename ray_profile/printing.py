@@ -161,8 +161,7 @@ def _tags(out: Console, found: dict[str, Any], most: int = 12) -> None:
     for name in ("", "last", "from", "because"):
         table.add_column(name, overflow="fold")
     for tag in found["tags"][:most]:
-        told = next((e for e in tag["evidence"] or [] if e["snippet"]), None)
-        because = f"“{_short(told['snippet'])}” ({told['id']})" if told else _ids(tag["evidence"])
+        because = "\n".join(_because(each) for each in (tag["evidence"] or [])[:2])
         weak = " [dim](weak)[/]" if tag["weak"] else ""
         table.add_row(
             escape(tag["tag"]) + weak,
@@ -181,7 +180,7 @@ def _tags(out: Console, found: dict[str, Any], most: int = 12) -> None:
 def _words(out: Console, found: dict[str, Any]) -> None:
     for title, name, field in (("words", "keywords", "term"), ("names", "entities", "entity")):
         if found[name]:
-            said = ", ".join(f"{each[field]} ({each['n']})" for each in found[name][:12])
+            said = ", ".join(f"{_plain(each[field])} x {each['n']}" for each in found[name][:12])
             out.print(f"[bold]{title}[/]  {escape(said)}")
     if found["languages"]:
         spoken = ", ".join(f"{each['language']} {each['share']:.0%}" for each in found["languages"][:4])
@@ -227,8 +226,14 @@ def _spark(counts: list[float]) -> str:
     return "".join(BARS[round(count / top * (len(BARS) - 1))] for count in counts)
 
 
-def _ids(evidence: list[dict[str, Any]] | None) -> str:
-    return ", ".join(each["id"] for each in (evidence or [])[:2])
+def _because(row: dict[str, Any]) -> str:
+    told = f"“{_short(row['snippet'])}”" if row["snippet"] else row["item_id"] or ""
+    return f"{row['kind']} {told} ({row['id']})"
+
+
+def _plain(name: str) -> str:
+    kind, _, bare = name.partition(":")
+    return f"{bare} ({kind})" if kind in ("brand", "category", "attribute") else name
 
 
 def _short(text: str, most: int = 70) -> str:

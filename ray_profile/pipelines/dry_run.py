@@ -31,7 +31,6 @@ from ray_profile.store.root import FACTS_FILE, Root, RootFacts, normal
 from ray_profile.store.tables import Table
 from ray_profile.store.waves import Writer, ignore_step
 
-
 NAMED = 5  # new files of a source that the report names
 
 
@@ -70,7 +69,7 @@ def dry_run(config: Config, clock: datetime, sample_rows: int = 20_000) -> DryRu
     qualities = [describe(name, config.sources[name], files[name], sample) for name, sample in drawn.items()]
     problems += [_too_bad(each) for each in qualities if each.too_bad]
     shares = {each.name: sum(file.size for file in new[each.name]) / max(each.bytes, 1) for each in qualities}
-    measured = estimate(config, key, drawn, shares, problems)
+    measured = estimate(config, clock, key, drawn, shares, problems)
     return DryRun(
         config.root,
         exists,

@@ -5,24 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import polars as pl
+import pyarrow as pa
 
-from ray_profile.config import Config
+from ray_profile.config import Config, Source
 from ray_profile.encode.text import TextEncoder
 from ray_profile.encode.tokens import readable_or_raise
 from ray_profile.errors import EncoderError
 from ray_profile.profile.facet import FoldContext
 from ray_profile.profile.fold import fold
 from ray_profile.profile.items import Items
-from ray_profile.sources.ingest import identified
-from ray_profile.sources.redact import pseudonyms, redact
+from ray_profile.sources.formats import is_catalogue
+from ray_profile.sources.ingest import ingest, ingest_items
 from ray_profile.sources.sample import Sample
 
-TOKENISED = 256  # texts a source whose tokens are counted
-ENCODED = 192  # texts in all that are encoded to measure the speed
-PIECE, ENCODE_SECONDS = 64, 5.0  # so many at once, until so long
-FOLDED = 4_000  # rows a source that are redacted and folded to measure the speed
+TOKENISED = 1_000  # texts a source whose tokens are counted
+ENCODED_TOKENS = 4_096  # in all, to measure the speed
+FOLDED = 4_000  # rows of a block with texts that are folded to measure the speed
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,12 @@ class _Work:
 
 
 def estimate(
-    config: Config, key: bytes | None, drawn: Mapping[str, Sample], shares: Mapping[str, float], problems: list[str]
+    config: Config,
+    clock: datetime,
+    key: bytes | None,
+    drawn: Mapping[str, Sample],
+    shares: Mapping[str, float],
+    problems: list[str],
 ) -> Estimate:
     """Measure on the samples of each source and carry over; `shares` are the new files' shares of a source's bytes.
 
@@ -80,7 +86,7 @@ def estimate(
     width = encoder.width if encoder else 1
     work = _Work()
     for name, sample in drawn.items():
-        _add_rows(work, config, key, sample, sample.rows_total * shares[name], width)
+        _add_rows(work, config.sources[name], config, clock, key, sample, sample.rows_total * shares[name], width)
         if encoder is not None:
             _add_texts(work, encoder, sample, shares[name])
     speed = _tokens_per_second(encoder, work.to_encode) if encoder else 0.0
@@ -122,30 +128,52 @@ def _texts(sample: Sample) -> pl.Series:
     return sample.good["text"].drop_nulls()
 
 
-def _add_rows(work: _Work, config: Config, key: bytes | None, sample: Sample, rows: float, width: int) -> None:
-    """The time to read and check (measured while sampling), to redact and to fold `rows` rows like the sample's."""
-    read = max(sample.rows_read, 1)
+def _add_rows(
+    work: _Work,
+    source: Source,
+    config: Config,
+    clock: datetime,
+    key: bytes | None,
+    sample: Sample,
+    rows: float,
+    width: int,
+) -> None:
+    """The time to read and to fold `rows` rows, as measured on the first block of a range of middling size."""
     work.rows += rows
-    work.read_seconds += rows * sample.seconds / read
-    good = sample.good.head(FOLDED)
-    if good.is_empty() or "user_id" not in good.columns:
+    if not sample.parts or not rows:
+        return
+    part = sorted(sample.parts, key=lambda part: part.end - part.start)[len(sample.parts) // 2]
+    items = ingest_items(part, source)
+    began = time.perf_counter()
+    stated = next(items, None)
+    item_seconds = time.perf_counter() - began
+    if is_catalogue(source):
+        if stated is not None:
+            work.read_seconds += rows * item_seconds / max(stated.num_rows, 1)
         return
     began = time.perf_counter()
-    private = good.with_columns(pseudonyms(good["user_id"], key).alias("user_id"))
-    if config.privacy.redact:
-        private = private.with_columns(redact(private["text"]).alias("text"))
-    table = pl.from_arrow(identified(private))
-    assert isinstance(table, pl.DataFrame)
-    folded = rows * sample.good.height / read / table.height  # how often such a piece would be folded
-    work.read_seconds += folded * (time.perf_counter() - began)
-    has_text = pl.when(pl.col("text").is_not_null())
-    vector = pl.lit(pl.Series([[1.0] + [0.0] * (width - 1)], dtype=pl.Array(pl.Float16, width))).first()
-    table = table.with_columns(has_text.then(vector).alias("vector"))
+    block = next(ingest(part, source, clock, key, config.privacy.redact), None)
+    if block is not None:
+        seconds = time.perf_counter() - began + (item_seconds if stated is not None else 0.0)
+        work.read_seconds += rows * seconds / block.rows_read
+        work.fold_seconds += rows / block.rows_read * _fold_seconds(config, block.rows, width)
+
+
+def _fold_seconds(config: Config, block: pa.Table, width: int) -> float:
+    """How long folding a block takes. Texts are the work, row by row; of a block with texts a part is enough."""
+    rows = pl.from_arrow(block)
+    assert isinstance(rows, pl.DataFrame)
+    if rows.is_empty():
+        return 0.0
+    part = rows if rows["text"].null_count() == rows.height else rows.head(FOLDED)
+    unit = pl.Series([[1.0] + [0.0] * (width - 1)], dtype=pl.Array(pl.Float16, width))
+    vector = pl.when(pl.col("text").is_not_null()).then(pl.lit(unit).first())
+    part = part.with_columns(vector.alias("vector"))
     context = FoldContext(Items.none(width), width, config.state.period, config.state.half_life_days)
-    fold(table.head(10), context)  # loads the segmenter and the language model
+    fold(part.head(10), context)  # loads the segmenter and the language model
     began = time.perf_counter()
-    fold(table, context)
-    work.fold_seconds += folded * (time.perf_counter() - began)
+    fold(part, context)
+    return (time.perf_counter() - began) * rows.height / part.height
 
 
 def _add_texts(work: _Work, encoder: TextEncoder, sample: Sample, share: float) -> None:
@@ -182,16 +210,15 @@ def _distinct(values: pl.Series) -> float:
 
 
 def _tokens_per_second(encoder: TextEncoder, parts: Sequence[pl.Series]) -> float:
+    """Measured on a batch's worth of tokens: short texts alone fill no batch, and would look slow."""
     if not parts:
         return 0.0
-    texts = _some(pl.concat([part.alias("text") for part in parts]), ENCODED)
+    texts = pl.concat([part.alias("text") for part in parts])
+    lengths = encoder.tokenizer.tokenise(texts).ids
+    texts = _some(texts, max(int(ENCODED_TOKENS * len(lengths) / len(lengths.values)), 1))
     encoder.encode(texts.head(4))  # the first call sets the device up
-    pieces = -(-len(texts) // PIECE)
-    tokens, began = 0, time.perf_counter()
-    for at in range(pieces):
-        tokens += encoder.encode(texts.gather_every(pieces, at)).tokens
-        if time.perf_counter() - began > ENCODE_SECONDS:
-            break
+    began = time.perf_counter()
+    tokens = encoder.encode(texts).tokens
     return tokens / (time.perf_counter() - began)
 
 
@@ -204,11 +231,11 @@ def _refused(config: Config, work: _Work) -> str:
 
 
 def _assumptions(drawn: Mapping[str, Sample]) -> tuple[str, ...]:
-    places = sum(len(sample.files) for sample in drawn.values())
+    places = sum(sample.files for sample in drawn.values())
     said = [
         f"all files are like the samples of {places} of them",
         "one process on this machine does one step after the other; workers share the work, and add their start",
-        "rates were measured on a few thousand rows and a few hundred texts",
+        "rates were measured on one block of rows a source and on a few hundred texts",
         "tags by text, the fuse of the profiles and the commits come on top",
     ]
     if not all(sample.exact for sample in drawn.values()):

@@ -16,7 +16,9 @@ LIKED = 0.25  # balance (positive - negative) above which rows with a tag speak 
 MIN_TREND_ROWS = 3
 
 _INT, _FLOAT, _TEXT = pl.Int64(), pl.Float64(), pl.String()
-EVIDENCE = pl.List(pl.Struct({"id": _TEXT, "weight": _FLOAT, "ts": TIME, "item_id": _TEXT, "snippet": _TEXT}))
+EVIDENCE = pl.List(
+    pl.Struct({"id": _TEXT, "kind": _TEXT, "weight": _FLOAT, "ts": TIME, "item_id": _TEXT, "snippet": _TEXT})
+)
 _TAG: dict[str, pl.DataType] = {
     "tag": _TEXT,
     "share": _FLOAT,  # of what this person does, in [0, 1], smoothed towards the shop's share
@@ -181,7 +183,11 @@ def _tags(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
         .group_by("u", maintain_order=True)
         .head(MAX_TAGS)
     )
-    evidence = _evidence(best_evidence(states, text.TAG_EVIDENCE), "tag", EVIDENCE)
+    # What was said first, then what was done: "said" sorts after "done".
+    parts = pl.col("key").str.split_exact(text.PART, 1).struct.rename_fields(["key", "said"])
+    rows = best_evidence(states, text.TAG_EVIDENCE).with_columns(parts.alias("key")).unnest("key")
+    rows = rows.sort(["u", "key", "said"], descending=[False, False, True], maintain_order=True)
+    evidence = _evidence(rows, "tag", EVIDENCE)
     return listed(tags.join(evidence, on=["u", "tag"], how="left", maintain_order="left"), "tags", _TAG)
 
 
@@ -200,13 +206,26 @@ def _keywords(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
     found = found.filter(pl.col("weight") > 0).with_columns((pl.col("n") > 1).alias("again"))
     found = found.sort(["u", "again", "weight", "term"], descending=[False, True, True, False])
     found = found.group_by("u", maintain_order=True).head(2 * MAX_TERMS)
-    phrases = found.filter(pl.col("term").str.contains(" ")).select(
-        "u", pl.col("term").str.split(" ").alias("term"), pl.col("n").alias("in_phrase")
-    )
-    inside = phrases.explode("term").group_by("u", "term").agg(pl.col("in_phrase").max())
+    inside = _parts_of_phrases(found)
     found = found.join(inside, on=["u", "term"], how="left", maintain_order="left")
     found = found.filter(pl.col("in_phrase").is_null() | (pl.col("n") > pl.col("in_phrase")))
     return listed(found.group_by("u", maintain_order=True).head(MAX_TERMS), "keywords", _KEYWORD)
+
+
+def _parts_of_phrases(found: pl.DataFrame) -> pl.DataFrame:
+    """[u, term, in_phrase]: the words inside the phrases among some terms, and how often the phrase was said.
+
+    A Chinese phrase is written without a space, so each of its beginnings and ends may be a word.
+    """
+    spaced = found.filter(pl.col("term").str.contains(" ")).select("u", "n", pl.col("term").str.split(" "))
+    chinese = found.filter(pl.col("term").str.contains(r"^\p{Han}{4,}$"))
+    ends = [
+        chinese.filter(pl.col("term").str.len_chars() > size).select("u", "n", end.alias("term"))
+        for size in range(2, 7)
+        for end in (pl.col("term").str.head(size), pl.col("term").str.tail(size))
+    ]
+    parts = pl.concat([spaced.explode("term"), *ends])
+    return parts.group_by("u", "term").agg(pl.col("n").max().alias("in_phrase"))
 
 
 def _entities(states: pl.DataFrame) -> pl.DataFrame:

@@ -30,7 +30,9 @@ TAGS = MapSum(
     cap=256,
 )
 TAG_ITEMS = MapSum("tag_items", _COUNT, cap=1024)  # key: tag, item
-TAG_EVIDENCE = TopK("tag_evidence", _EVIDENCE, k=3, cap=256)
+#: Key: tag, then SAID or DONE. What people said explains more than what they did, but weighs less: each has its places.
+TAG_EVIDENCE = TopK("tag_evidence", {**_EVIDENCE, "kind": _TEXT}, k=2, cap=512)
+SAID, DONE = "said", "done"
 TERMS = MapSum("terms", {**_SEEN, "id": ("min", _TEXT)}, cap=512)
 ENTITIES = MapSum("entity_sums", _SEEN, cap=256)
 ENTITY_EVIDENCE = TopK("entity_evidence", {**_EVIDENCE, "start": _INT, "end": _INT}, k=2, cap=256)
@@ -63,7 +65,11 @@ def columns(width: int) -> tuple[Column, ...]:
 
 def fold(rows: pl.DataFrame, context: FoldContext) -> list[pl.DataFrame]:
     """Prepared rows (see facet.py) with `vector` (Array(Float16, D), null where not encoded) -> gathered columns."""
-    rows = rows.with_row_index("row").with_columns(pl.col("text").str.slice(0, SNIPPET_CHARS).alias("snippet"))
+    titles = context.items.frame.select("item", "title")
+    rows = rows.with_row_index("row").join(titles, on="item", how="left", maintain_order="left")
+    # A row without words is told by what it is about; but a review says only what it says.
+    about = pl.when(pl.col("kind") == "review").then("text").otherwise(pl.coalesce("text", "title"))
+    rows = rows.with_columns(about.str.slice(0, SNIPPET_CHARS).alias("snippet"))
     written = rows.filter(pl.col("text").is_not_null())
     vectors = written.filter(pl.col("vector").is_not_null())
     felt = _feelings(rows, context)
@@ -135,11 +141,12 @@ def _tags(rows: pl.DataFrame, vectors: pl.DataFrame, felt: pl.DataFrame, context
     of_texts = context.tagger.tag_texts(matrix, np.arange(len(matrix)))
     of_texts = of_texts.with_columns(vectors["row"].gather(of_texts["row"]).alias("row"))
     tagged = context.tagger.best([of_items.cast(pl.Schema(LONG)), of_texts.cast(pl.Schema(LONG))])
-    tagged = tagged.join(rows.select("row", "g", "id", "ts", "item_id", "snippet", "weight"), on="row")
+    tagged = tagged.join(rows.select("row", "g", "id", "ts", "item_id", "kind", "text", "snippet", "weight"), on="row")
     tagged = tagged.join(felt.select("row", *FEELINGS), on="row", how="left").with_columns(
         pl.col(name).fill_null(0) * pl.col("weight") for name in FEELINGS
     )
     taggable = rows.filter(pl.col("item").is_not_null() | pl.col("vector").is_not_null())
+    said = pl.when(pl.col("text").is_not_null()).then(pl.lit(SAID)).otherwise(pl.lit(DONE))
     one = pl.lit(1, _INT).alias("n")
     return [
         taggable.group_by("g").agg(
@@ -157,7 +164,7 @@ def _tags(rows: pl.DataFrame, vectors: pl.DataFrame, felt: pl.DataFrame, context
             )
         ),
         TAG_ITEMS.gather(tagged.filter(pl.col("item_id").is_not_null()).select("g", _joined("tag", "item_id"), one)),
-        TAG_EVIDENCE.gather(tagged.rename({"tag": "key"})),
+        TAG_EVIDENCE.gather(tagged.with_columns(pl.concat_str("tag", said, separator=PART).alias("key"))),
     ]
 
 

@@ -113,7 +113,7 @@ def describe(name: str, source: Source, files: Sequence[SourceFile], sample: Sam
         sum(file.size for file in files),
         round(sample.rows_total),
         sample.exact,
-        len(sample.files),
+        sample.files,
         sample.rows_read,
         columns=_columns(good, sample.mapped, ITEMS.names if items else ROWS.names),
         anonymous_share=sample.anonymous / read,

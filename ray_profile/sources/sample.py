@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
@@ -38,8 +37,8 @@ class Sample:
 
     `bad` names each quarantined row; `raw` is filled, redacted, where a reason stands first. Of the readable files,
     `rows_read` = good + bad + anonymous + repeated (rows of a catalogue for an item that another row describes).
-    `seconds` is what reading and checking took. `rows_total` is the number of rows in all files, `exact` that it was
-    counted. `titles` are those of the items that the rows state or mention, one an item and place.
+    `rows_total` is the number of rows in all files, `exact` that it was counted. `titles` are those of the items that
+    the rows state or mention, one an item and place. `parts` are the ranges that were read.
     """
 
     good: pl.DataFrame
@@ -49,11 +48,15 @@ class Sample:
     rows_read: int = 0
     anonymous: int = 0
     repeated: int = 0
-    seconds: float = 0.0
     rows_total: float = 0.0
     exact: bool = True
-    files: set[str] = field(default_factory=set)
+    parts: list[Range] = field(default_factory=list)
     rejected: list[FileRejected] = field(default_factory=list)
+
+    @property
+    def files(self) -> int:
+        """How many files were read from."""
+        return len({part.file.path for part in self.parts})
 
 
 @dataclass
@@ -67,7 +70,6 @@ class _Part:
     rows: int = 0
     anonymous: int = 0
     repeated: int = 0
-    seconds: float = 0.0
     ended: bool = True
 
 
@@ -119,10 +121,8 @@ def _ranges(file: SourceFile, source: Source, rejected: list[FileRejected]) -> l
 
 def _read(part: Range, source: Source, clock: datetime, key: bytes | None, rows: int) -> _Part:
     made, seen = _Part(), Seen()
-    for chunk, seconds in _timed(part, source):
+    for chunk in read(part, source):
         kept = _spread_rows(chunk, rows - made.rows)
-        made.seconds += seconds * kept.rows_read / chunk.rows_read
-        began = time.perf_counter()
         made.mapped = tuple(kept.layout.columns)
         made.rows += kept.rows_read
         if kept.layout.items:
@@ -140,21 +140,10 @@ def _read(part: Range, source: Source, clock: datetime, key: bytes | None, rows:
             if {"item_id", "item_title"} <= set(made.mapped):
                 made.titles.append(_frame(items(kept.frame, kept.layout))["title"])
             made.bad.append(_bad(part, kept, checked.bad, checked.numbers, checked.reasons, key))
-        made.seconds += time.perf_counter() - began
         if made.rows >= rows:
             made.ended = False
             break
     return made
-
-
-def _timed(part: Range, source: Source) -> Iterator[tuple[Chunk, float]]:
-    chunks = read(part, source)
-    while True:
-        began = time.perf_counter()
-        chunk = next(chunks, None)
-        if chunk is None:
-            return
-        yield chunk, time.perf_counter() - began
 
 
 def _spread_rows(chunk: Chunk, rows: int) -> Chunk:
@@ -201,8 +190,7 @@ def _together(kept: Sequence[tuple[Range, _Part]]) -> Sample:
         sum(part.rows for _, part in kept),
         sum(part.anonymous for _, part in kept),
         sum(part.repeated for _, part in kept),
-        sum(part.seconds for _, part in kept),
-        files={range_.file.path for range_, _ in kept},
+        parts=[range_ for range_, _ in kept],
     )
 
 
