@@ -84,8 +84,6 @@ def fuse(states: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
 def _money(states: pl.DataFrame) -> list[pl.DataFrame]:
     kinds = entries(states, behaviour.KINDS).sort(["u", "n", "key"], descending=[False, True, False])
     bought, back = pl.col("key") == "purchase", pl.col("key") == "return"
-    orders = behaviour.ORDERS.gather(entries(states, behaviour.ORDERS).rename({"u": "g"}))
-    counted = orders.select(pl.col("g").alias("u"), distinct_keys(orders, behaviour.ORDERS).alias("frequency"))
     spent = kinds.group_by("u").agg(
         (pl.col("spend").filter(bought).sum() - pl.col("spend").filter(back).sum()).alias("monetary"),
         pl.struct(pl.col("n").filter(back).sum().alias("n"), pl.col("spend").filter(back).sum().alias("value")).alias(
@@ -93,12 +91,24 @@ def _money(states: pl.DataFrame) -> list[pl.DataFrame]:
         ),
         pl.col("quantity").filter(bought).sum().alias("pieces"),
     )
-    money = spent.join(counted, on="u", how="left").with_columns(pl.col("frequency").fill_null(0.0))
+    money = spent.join(_orders(states), on="u", how="left").with_columns(pl.col("frequency").fill_null(0.0))
     basket = pl.when(pl.col("frequency") > 0).then(pl.col("pieces") / pl.col("frequency"))
     return [
         money.select("u", "frequency", "monetary", "returns", basket.alias("basket_size")),
         listed(kinds.rename({"key": "kind"}), "kinds", _KIND),
     ]
+
+
+def _orders(states: pl.DataFrame) -> pl.DataFrame:
+    """[u, frequency]: distinct orders; exact, except for users with a period whose orders outgrew the map.
+
+    For those the periods' estimates add up, so that an order across a month's end counts twice.
+    """
+    named = entries(states, behaviour.ORDERS).with_columns((pl.col("key") == OTHER).any().over("u").alias("full"))
+    exact = named.filter(~pl.col("full")).group_by("u").agg(pl.len().cast(_FLOAT).alias("frequency"))
+    busy = states.select("u", behaviour.ORDERS.name).join(named.filter("full").select("u").unique(), on="u")
+    guessed = busy.select("u", distinct_keys(busy, behaviour.ORDERS).alias("frequency"))
+    return pl.concat([exact, guessed.group_by("u").agg(pl.col("frequency").sum())])
 
 
 def _sessions(states: pl.DataFrame) -> pl.DataFrame:
