@@ -1,4 +1,5 @@
-"""What `ray job submit` runs: `python jobs/build_profiles.py --config ray_profile.toml`."""
+"""What `ray job submit` runs: `python jobs/build_profiles.py --config ray_profile.toml`, with the options of
+`ray-profile build`."""
 
 from __future__ import annotations
 
@@ -7,5 +8,4 @@ import sys
 from ray_profile.cli import main
 
 if __name__ == "__main__":
-    sys.argv.insert(1, "build")
-    main()
+    main(["build", *sys.argv[1:]])

@@ -4,21 +4,46 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ray_profile import __version__
-from ray_profile.errors import RayProfileError
+from ray_profile.errors import ConfigError, RayProfileError
 
 if TYPE_CHECKING:
     from ray_profile.config import Config
 
 DEFAULT_CONFIG = "ray_profile.toml"
+INTERRUPTED = 130  # what a shell expects of a command that Ctrl-C has stopped
+
+_STOPPED = "stopped; what was committed stays, run the same command to go on"
+
+
+class Commands(TyperGroup):
+    """The commands, and what becomes of an error: a person's mistake is a message, anything else a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RayProfileError as error:
+            _complain(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            _complain(_STOPPED)
+            raise typer.Exit(INTERRUPTED) from error
+
 
 app = typer.Typer(
+    cls=Commands,
     help="User profiles from a shop's reviews, behaviour logs and pictures.",
+    epilog="Exit codes: 0 done; 1 failed, nothing half-done is left; 2 something in the command or the "
+    "configuration must be mended; 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,16 +66,24 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented configuration, or one that fits the files named by --from."""
-    from ray_profile.errors import ConfigError
-    from ray_profile.sources.guess import guess, starter
-
     path = Path(to)
     if path.exists() and not force:
         raise ConfigError(f"{to} exists; name another file with --to, or overwrite it with --force")
-    text = guess(sources).to_toml(root) if sources else starter()
-    path.write_text(text, encoding="utf-8")
-    unsure = text.count("# unsure")
-    typer.echo(f"wrote {to}" + (f"; {unsure} lines are marked '# unsure': look at them first" if unsure else ""))
+    if not sources:
+        from ray_profile.sources.starter import starter
+
+        _write(path, starter())
+        typer.echo(f"wrote {to}, which lists every key; edit [sources], then try `ray-profile build --dry-run -c {to}`")
+        return
+    from ray_profile.sources.guess import guess
+
+    found = guess(sources)
+    _write(path, found.to_toml(root))
+    unsure = sum(len(source.unsure()) for source in found.sources)
+    typer.echo(f"wrote {to}" + (f"; lines to look at, marked '# unsure': {unsure}" if unsure else ""))
+    for warning in found.warnings():
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"next: `ray-profile build --dry-run --config {to}`")
 
 
 @app.command()
@@ -62,28 +95,28 @@ def build(
         bool, typer.Option("--refresh", help="Derive the corpus statistics anew and fuse everybody again.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read a sample, report its quality and the time needed; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Read a sample, report its quality and the time needed; write nothing. Exits 1 if a build would stop.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fold new files in and bring the profiles up to date. Run it again whenever there are new files."""
-    from ray_profile import printing
-
     settings = _load(config, overrides)
     if dry_run:
-        from datetime import UTC, datetime
-
-        from ray_profile.pipelines import dry_run as rehearsal
-
-        rehearsal.print_report(printing.console(), rehearsal.dry_run(settings, datetime.now(UTC)))
+        _rehearse(settings, as_json)
         return
+    from ray_profile import printing
     from ray_profile.pipelines.build import build as run
+    from ray_profile.progress import progress, without_chatter
 
-    with printing.progress() as told:
+    with nullcontext() if local else without_chatter(), progress() as told:
         summary = run(settings, local=local, refresh=refresh, progress=told)
-    printing.summary(summary)
+    printing.summary(summary, printing.console(stderr=as_json))
     if as_json:
-        typer.echo(json.dumps(summary.to_json()))
+        _print_json(summary.to_json())
 
 
 @app.command()
@@ -97,27 +130,29 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one user's profile."""
-    from ray_profile import printing
     from ray_profile.pipelines.lookup import profile_of
 
     found = profile_of(_load(config, overrides), user, as_of)
     if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False, default=str))
-    else:
-        printing.profile(found, user)
+        _print_json(found)
+        return
+    from ray_profile import printing
+
+    printing.profile(found, user)
 
 
 @app.command()
 def status(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what a root holds and what is still to be done."""
-    from ray_profile import printing
     from ray_profile.pipelines.lookup import status_of
 
     found = status_of(_load(config, overrides))
     if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False, default=str))
-    else:
-        printing.status(found)
+        _print_json(found)
+        return
+    from ray_profile import printing
+
+    printing.status(found)
 
 
 @app.command()
@@ -126,10 +161,11 @@ def compact(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, as
     from ray_profile.pipelines.compact import compact as run
 
     done = run(_load(config, overrides))
+    if as_json:
+        _print_json(done.to_json())
+        return
     typer.echo(
-        json.dumps(done.to_json())
-        if as_json
-        else f"merged {done.files_before} files of {done.buckets} buckets into {done.files_after}; "
+        f"merged {done.files_before} files of {done.buckets} buckets into {done.files_after}; "
         f"deleted {done.files_deleted} files that no version needs"
     )
 
@@ -154,19 +190,57 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-def main() -> None:
-    """Run a command. Exit codes: 0 done, 1 failed, 2 the person's mistake."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line (this process's own where none is given) and exit: 0 done, 1 failed, 2 the person's mistake,
+    130 stopped by Ctrl-C. An exception that is nobody's mistake is a bug: its traceback is shown, and the exit is 1."""
     try:
-        app()
-    except RayProfileError as error:
-        sys.stderr.write(f"ray-profile: {error}\n")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("ray-profile: stopped; what was committed stays, run the same command to go on\n")
-        sys.exit(1)
+        app(args=None if arguments is None else list(arguments))
+    except KeyboardInterrupt:  # outside any command: while Python still imports, or already tidies up
+        _complain(_STOPPED)
+        sys.exit(INTERRUPTED)
+
+
+def _rehearse(settings: Config, as_json: bool) -> None:
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    from ray_profile import printing
+    from ray_profile.pipelines import dry_run as rehearsal
+
+    found = rehearsal.dry_run(settings, datetime.now(UTC))
+    rehearsal.print_report(printing.console(stderr=as_json), found)
+    if as_json:
+        _print_json(asdict(found))
+    if found.problems:
+        raise typer.Exit(1)
 
 
 def _load(path: str, overrides: list[str] | None) -> Config:
     from ray_profile.config import load
 
-    return load(path, overrides or ())
+    try:
+        return load(path, overrides or ())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); name a configuration file") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}); name another file with --to") from error
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    """One line. `ensure_ascii` is off: people read Chinese, not \\uXXXX."""
+    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_json))
+
+
+def _json(value: object) -> str:
+    if isinstance(value, date):  # a datetime is one
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} {value!r} is no JSON value")
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"ray-profile: {message}\n")

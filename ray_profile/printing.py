@@ -1,244 +1,288 @@
-"""What a person sees on a terminal: progress, the summary of a run, a profile, a root's state."""
+"""What a person sees on a terminal: the summary of a run, a root's state, a profile."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
+
+from ray_profile.schema import REASONS
 
 if TYPE_CHECKING:
     from ray_profile.pipelines.build import Summary
 
-PLAIN_EVERY_SECONDS = 5.0
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-BARS = " ▁▂▃▄▅▆▇█"
-STANCES = {"liked": "[green]liked[/]", "disliked": "[red]disliked[/]", "mixed": "[yellow]mixed[/]", None: ""}
+BARS = ".▁▂▃▄▅▆▇█"
+STANCES = {"liked": "green", "disliked": "red", "mixed": "yellow"}
+PLURALS = {"review": "reviews", "search": "searches", "view": "views", "favourite": "favourites"}
+PLURALS |= {"cart": "put in the cart", "purchase": "purchases", "return": "returns"}
+
+LABEL_CELLS = 10
+FACT_COLUMNS = (("share", 5), ("rows", 11), ("items", 6), ("stance", 8), ("last", 10), ("from", 9))
+TAG_CELLS = 12  # at least; a longer tag is folded where the terminal is narrow
+MAX_TAGS = 12
+WIDE = 100  # cells from which an evidence id is printed whole
+
+#: What a text can do to a terminal: control characters, and those that turn the direction of what follows.
+_HARMFUL = dict.fromkeys((*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), " ")
 
 
 def console(stderr: bool = False) -> Console:
     """Where a command prints; wide enough for tables where the output is no terminal."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 120, highlight=False)
+    return Console(file=stream, width=None if stream.isatty() else 120, highlight=False, emoji=False)
 
 
-@contextmanager
-def progress() -> Iterator[Callable[[str, float, float], None]]:
-    """A function to tell of progress: a bar with the remaining time, or plain lines where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield _plain_progress()
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(show_speed=True),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console(stderr=True), transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def tell(stage: str, done: float, total: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield tell
+def plain(text: str) -> str:
+    """The text on one line, without what could move a terminal's cursor or change its colours."""
+    return " ".join(text.translate(_HARMFUL).split())
 
 
-def _plain_progress() -> Callable[[str, float, float], None]:
-    began: dict[str, float] = {}
-    said: dict[str, float] = {}
-
-    def tell(stage: str, done: float, total: float) -> None:
-        now = time.monotonic()
-        began.setdefault(stage, now)
-        if done < total and now - said.get(stage, 0.0) < PLAIN_EVERY_SECONDS:
-            return
-        said[stage] = now
-        share = done / total if total else 1.0
-        left = (now - began[stage]) * (1 - share) / share if share else float("nan")
-        remaining = f", about {left:.0f} s left" if 0 < share < 1 else ""
-        sys.stderr.write(f"{stage}: {share:.0%}{remaining}\n")
-
-    return tell
-
-
-def summary(done: Summary) -> None:
+def summary(done: Summary, out: Console | None = None) -> None:
     """The one table that a build ends with."""
-    out, report = console(), done.report
+    out = out or console()
     if not done.waves and not done.profiles_written:
-        out.print(f"nothing new: {done.files_folded_before} files are folded in already ({done.seconds:.1f} s)")
-        _rejected(out, done)
-        return
-    table = Table(box=box.SIMPLE_HEAD, title="build", title_justify="left")
-    table.add_column("what")
-    table.add_column("count", justify="right")
-    table.add_row("rows read", f"{report.rows_read:,}")
-    table.add_row("  folded", f"{report.rows_folded:,}")
-    table.add_row("  anonymous (no user)", f"{report.rows_anonymous:,}")
-    table.add_row("  quarantined", f"{report.rows_quarantined:,}")
-    for reason, rows in sorted(report.quarantined.items()):
-        table.add_row(f"    {reason}", f"{rows:,}")
-    table.add_row("files rejected whole", f"{len(done.rejected):,}")
-    table.add_row("users with a profile", f"{done.users:,}")
-    table.add_row("profiles written", f"{done.profiles_written:,} ({done.profiles_new:,} new)")
-    table.add_row("waves", f"{done.waves:,}")
-    table.add_row("profiles version", f"{done.profiles_version}")
-    if report.texts:
-        rate = report.tokens / report.seconds["encode"] if report.seconds.get("encode") else 0.0
-        table.add_row("texts encoded", f"{report.texts:,} ({report.truncated:,} cut at the encoder's max_length)")
-        table.add_row("tokens", f"{report.tokens:,} ({rate:,.0f} a second of encoding)")
-    for stage, seconds in done.stages.items():
-        inside = {name: s for name, s in report.seconds.items() if stage == "fold" and s >= 0.05}
-        detail = " (in workers: " + ", ".join(f"{n} {s:.1f}" for n, s in inside.items()) + ")" if inside else ""
-        table.add_row(f"seconds: {stage}{detail}", f"{seconds:.1f}")
-    table.add_row("seconds", f"{done.seconds:.1f}")
-    out.print(table)
-    _rejected(out, done)
-    if not done.keyed:
+        out.print(f"nothing new: {done.files_folded_before:,} files are folded in already ({done.seconds:.1f} s)")
+    else:
+        table = Table(box=box.SIMPLE_HEAD, title="build", title_justify="left")
+        table.add_column("what", no_wrap=True)
+        table.add_column("count", justify="right", no_wrap=True)
+        table.add_column("")
+        for row in _summary_rows(done):
+            table.add_row(*(Text(cell) for cell in row))
+        out.print(table)
+    for when, files in (("whole", done.rejected), ("before, unchanged since", done.rejected_before)):
+        for file in files:
+            out.print(Text(f"rejected {when}: {plain(file.path)}: {plain(file.reason)}"), style="yellow")
+    if done.waves and not done.keyed:
         out.print(
-            "user ids are stored as they are: no pseudonym key is named under \\[privacy] (key_file or key_env)",
+            Text("user ids are stored as they are: no pseudonym key is named under [privacy] (key_file or key_env)"),
             style="yellow",
         )
 
 
-def _rejected(out: Console, done: Summary) -> None:
-    for file in done.rejected:
-        out.print(f"rejected whole: {escape(file.path)}: {escape(file.reason)}", style="yellow")
-    for file in done.rejected_before:
-        out.print(f"rejected before, unchanged since: {escape(file.path)}: {escape(file.reason)}", style="yellow")
+def _summary_rows(done: Summary) -> Iterator[tuple[str, str, str]]:
+    report = done.report
+    if done.waves:
+        yield "rows read", f"{report.rows_read:,}", _counted(done.waves, "wave", "waves")
+        yield "  folded", f"{report.rows_folded:,}", ""
+        yield "  anonymous", f"{report.rows_anonymous:,}", "they name no user"
+        yield "  quarantined", f"{report.rows_quarantined:,}", ""
+        for reason, rows in sorted(report.quarantined.items()):
+            yield f"    {reason}", f"{rows:,}", REASONS.get(reason, "")
+        yield "files rejected whole", f"{len(done.rejected):,}", ""
+    yield "users with a profile", f"{done.users:,}", f"version {done.profiles_version} of the table"
+    yield "profiles written", f"{done.profiles_written:,}", f"{done.profiles_new:,} of them new"
+    if report.texts:
+        rate = report.tokens / report.seconds["encode"] if report.seconds.get("encode") else 0.0
+        yield "texts encoded", f"{report.texts:,}", f"{report.truncated:,} cut at the encoder's max_length"
+        yield "tokens", f"{report.tokens:,}", f"{rate:,.0f} a second of encoding"
+    yield "seconds", f"{done.seconds:.1f}", ""
+    for stage, seconds in done.stages.items():
+        inside = [f"{name} {s:.1f}" for name, s in sorted(report.seconds.items()) if stage == "fold" and s >= 0.05]
+        yield f"  {stage}", f"{seconds:.1f}", f"in workers: {', '.join(inside)}" if inside else ""
 
 
 def status(found: dict[str, Any]) -> None:
     """What a root holds."""
-    table = Table(box=None, show_header=False)
+    grid = Table.grid(padding=(0, 2))
     for name, value in found.items():
-        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
-    console().print(table)
+        grid.add_row(Text(name.replace("_", " ")), Text(_said(value)))
+    console().print(grid)
 
 
-def profile(found: dict[str, Any], user: str) -> None:
-    """A profile for people: what it says, and the rows that it says it from."""
-    out = console()
-    out.print(f"[bold]{escape(user)}[/]  as of {_day(found['as_of'])}")
-    first, last = _day(found["first_ts"]), _day(found["last_ts"])
-    kinds = ", ".join(f"{each['n']:,} x {each['kind']}" for each in found["kinds"])
-    out.print(f"{found['rows']:,} rows from {first} to {last} ({found['recency_days']:.0f} days before): {kinds}")
-    _feelings(out, found)
-    _tags(out, found)
-    _words(out, found)
-    _habits(out, found)
-    _affinities(out, found)
-    _latest(out, found)
+def _said(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:,}" if isinstance(value, int) else plain(str(value))
 
 
-def _feelings(out: Console, found: dict[str, Any]) -> None:
+def profile(found: dict[str, Any], user: str, out: Console | None = None) -> None:
+    """A profile for people: what it says, and the rows that it says it from. What it cannot say stands last."""
+    out = out or console()
+    out.print(Text.assemble((plain(user), "bold"), f"  before {found['as_of']:%Y-%m-%d %H:%M} UTC"))
+    missing: list[str] = []
+    _section(out, "rows", _span(found), missing)
+    _section(out, "feels", _feelings(found), missing)
+    _likes(out, found["tags"] or [], missing)
+    for label, parts in _parts(found):
+        _section(out, label, parts, missing)
+    if missing:
+        out.print(_labelled("", [f"not enough data for {', '.join(missing)}"], out.width, "dim"))
+
+
+def _section(out: Console, label: str, parts: Sequence[str], missing: list[str]) -> None:
+    if parts:
+        out.print(_labelled(label, parts, out.width))
+    else:
+        missing.append(label)
+
+
+def _labelled(label: str, parts: Sequence[str], width: int, style: str = "") -> Table:
+    """A label and its parts, joined by commas; a line ends between two parts wherever they fit on one."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(width=LABEL_CELLS, no_wrap=True, style="bold")
+    grid.add_column(overflow="fold", style=style)
+    grid.add_row(Text(label), Text("\n".join(_lines(parts, width - LABEL_CELLS - 3))))
+    return grid
+
+
+def _lines(parts: Sequence[str], cells: int) -> list[str]:
+    lines: list[str] = []
+    for at, part in enumerate(parts):
+        piece = plain(part) + ("," if at + 1 < len(parts) else "")
+        if lines and cell_len(lines[-1]) + 1 + cell_len(piece) <= cells:
+            lines[-1] += " " + piece
+        else:
+            lines.append(piece)
+    return lines
+
+
+def _span(found: dict[str, Any]) -> list[str]:
+    if not found["rows"]:
+        return []
+    days = _counted(round(found["recency_days"]), "day", "days")
+    span = f"{found['rows']:,} from {_day(found['first_ts'])} to {_day(found['last_ts'])}, {days} before"
+    return [span, *(_kind(each["kind"], each["n"]) for each in found["kinds"] or [])]
+
+
+def _feelings(found: dict[str, Any]) -> list[str]:
     felt = found["sentiment"]
     if felt is None:
-        return
-    stars = f", mean rating {found['mean_rating']:.1f}" if found["mean_rating"] is not None else ""
-    trend = f", trend {felt['trend']:+.2f} per 30 days" if felt["trend"] is not None else ""
-    out.print(
-        f"\n[bold]feels[/]  {felt['positive']:.0%} positive, {felt['neutral']:.0%} neutral, {felt['negative']:.0%} "
-        f"negative in {felt['n']:,} reviews (from {felt['source']}){stars}{trend}"
-    )
+        return []
+    shares = [f"{felt[name]:.0%} {name}" for name in ("positive", "neutral", "negative")]
+    source = {"stars": "their stars", "probe": "their words", "mixed": "their stars and words"}
+    shares[-1] += f" in {_counted(felt['n'], 'review', 'reviews')} (by {source.get(felt['source'], felt['source'])})"
+    if found["mean_rating"] is not None:
+        shares.append(f"mean rating {found['mean_rating']:.1f} of 5")
+    if felt["trend"] is not None:
+        shares.append(f"trend {round(felt['trend'], 2) + 0.0:+.2f} per 30 days")
+    return shares
 
 
-def _tags(out: Console, found: dict[str, Any], most: int = 12) -> None:
-    if not found["tags"]:
+def _likes(out: Console, tags: Sequence[dict[str, Any]], missing: list[str]) -> None:
+    """One line of facts a tag, and under it the two rows that speak for it most."""
+    if not tags:
+        missing.append("likes")
         return
-    table = Table(box=box.SIMPLE_HEAD, title="likes", title_justify="left")
-    for name, justify in (("tag", "left"), ("share", "right"), ("rows", "right"), ("items", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for name in ("", "last", "from", "because"):
-        table.add_column(name, overflow="fold")
-    for tag in found["tags"][:most]:
-        because = "\n".join(_because(each) for each in (tag["evidence"] or [])[:2])
-        weak = " [dim](weak)[/]" if tag["weak"] else ""
-        table.add_row(
-            escape(tag["tag"]) + weak,
+    facts = sum(cells + 2 for _, cells in FACT_COLUMNS)
+    longest = max(cell_len(plain(tag["tag"])) for tag in tags[:MAX_TAGS])
+    wide = max(TAG_CELLS, min(longest, out.width - facts - 2))
+    out.print()
+    out.print(_facts([Text("likes", style="bold"), *(Text(name, style="dim") for name, _ in FACT_COLUMNS)], wide))
+    for tag in tags[:MAX_TAGS]:
+        cells = (
             f"{tag['share']:.0%}",
             f"{tag['support']} of {tag['of']}",
-            f"{tag['items']}",
-            STANCES[tag["stance"]],
+            f"{tag['items']}{' weak' if tag['weak'] else ''}",
+            tag["stance"] or "",
             _day(tag["last"]),
             tag["source"],
-            escape(because),
         )
+        name = Text(plain(tag["tag"]), style="dim" if tag["weak"] else "")
+        styled = [Text(cell, style=STANCES.get(cell, "")) for cell in cells]
+        out.print(_facts([name, *styled], wide))
+        for row in (tag["evidence"] or [])[:2]:
+            out.print(Padding(_because(row, out.width - 4), (0, 0, 0, 4)), style="dim")
+    if len(tags) > MAX_TAGS:
+        out.print(f"  and {len(tags) - MAX_TAGS} more (--json has all of them)", style="dim")
     out.print()
-    out.print(table)
 
 
-def _words(out: Console, found: dict[str, Any]) -> None:
-    for title, name, field in (("words", "keywords", "term"), ("names", "entities", "entity")):
-        if found[name]:
-            said = ", ".join(f"{_plain(each[field])} x {each['n']}" for each in found[name][:12])
-            out.print(f"[bold]{title}[/]  {escape(said)}")
-    if found["languages"]:
-        spoken = ", ".join(f"{each['language']} {each['share']:.0%}" for each in found["languages"][:4])
-        out.print(f"[bold]languages[/]  {spoken}")
+def _facts(cells: Sequence[Text], wide: int) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(width=wide, overflow="fold")
+    for name, width in FACT_COLUMNS:
+        grid.add_column(width=width, justify="right" if name in ("share", "rows", "items") else "left")
+    grid.add_row(*cells)
+    return grid
 
 
-def _habits(out: Console, found: dict[str, Any]) -> None:
-    if found["frequency"]:
-        basket = f", {found['basket_size']:.1f} pieces an order" if found["basket_size"] is not None else ""
-        back = f", {found['returns']['n']} returns" if found["returns"]["n"] else ""
-        rank = found["price_rank"]
-        level = "" if rank is None else f", dearer than {rank:.0%} of what the shop sells of its kind"
-        out.print(f"[bold]buys[/]  {found['frequency']:.0f} orders, {found['monetary']:,.2f} net{basket}{back}{level}")
-    if found["hours"]:
-        out.print(f"[bold]hours[/]  0h {_spark(found['hours'])} 23h, {found['sessions']} sessions")
-    if found["weekdays"]:
-        counts = zip(WEEKDAYS, found["weekdays"], strict=True)
-        out.print("[bold]weekdays[/]  " + "  ".join(f"{day} {count:.0f}" for day, count in counts))
-    for name, field in (("places", "place"), ("devices", "device")):
-        if found[name]:
-            seen = ", ".join(f"{each[field]} {each['share']:.0%}" for each in found[name][:5])
-            out.print(f"[bold]{name}[/]  {escape(seen)}")
-    if found["searches"]:
-        asked = ", ".join(f"{each['query']} ({each['n']})" for each in found["searches"][:8])
-        out.print(f"[bold]searches[/]  {escape(asked)}")
+def _because(row: dict[str, Any], cells: int) -> Text:
+    """One row of evidence on one line: kind, what was said or which item, and its id (whole where there is room)."""
+    name = plain(row["id"])
+    name = name if cells + 4 >= WIDE or len(name) <= 12 else name[:8] + "…"
+    told = Text(f"“{plain(row['snippet'])}”" if row["snippet"] else plain(row["item_id"] or ""))
+    room = cells - cell_len(name) - len("favourite") - 4
+    if cell_len(told.plain) > room:
+        told.truncate(room - 1, overflow="ellipsis")
+        told.append("”" if row["snippet"] else "")
+    return Text.assemble(f"{row['kind']:<9}  ", told, f"  {name}")
 
 
-def _affinities(out: Console, found: dict[str, Any]) -> None:
-    for name, field in (("categories", "category"), ("brands", "brand")):
-        if found[name]:
-            liked = ", ".join(f"{each[field]} {each['share']:.0%}" for each in found[name][:8])
-            out.print(f"[bold]{name}[/]  {escape(liked)}")
+def _parts(found: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Label and parts of every section below the likes."""
+    yield "words", _counts(found["keywords"], "term")
+    named = [{"entity": _entity(each["entity"]), "n": each["n"]} for each in found["entities"] or []]
+    yield "names", _counts(named, "entity")
+    yield "languages", _shares(found["languages"], "language", 4)
+    yield "buys", _buys(found)
+    hours = found["hours"] or []
+    yield "hours", [f"0h {_spark(hours)} 23h in the shop's time zone"] if any(hours) else []
+    yield "sessions", _sessions(found)
+    days = found["weekdays"] or []
+    counts = [f"{day} {count:.0f}" for day, count in zip(WEEKDAYS, days, strict=True)] if any(days) else []
+    yield "weekdays", counts
+    for label, field in (("places", "place"), ("devices", "device")):
+        yield label, _shares(found[label], field, 5)
+    yield "searches", _counts(found["searches"], "query")
+    for label, field in (("categories", "category"), ("brands", "brand")):
+        yield label, _shares(found[label], field, 8)
+    yield "last items", [f"{each['item_id']} ({each['kind']})" for each in (found["last_items"] or [])[:5]]
 
 
-def _latest(out: Console, found: dict[str, Any]) -> None:
-    if found["last_items"]:
-        last = ", ".join(f"{each['item_id']} ({each['kind']})" for each in found["last_items"][:5])
-        out.print(f"[bold]last[/]  {escape(last)}")
+def _buys(found: dict[str, Any]) -> list[str]:
+    back = found["returns"] or {"n": 0}
+    if not found["frequency"] and not back["n"]:
+        return []
+    parts = [_counted(round(found["frequency"] or 0), "order", "orders"), f"{found['monetary'] or 0:,.2f} net"]
+    if found["basket_size"] is not None:
+        parts.append(f"{found['basket_size']:.1f} pieces an order")
+    if back["n"]:
+        parts.append(_counted(back["n"], "return", "returns"))
+    if found["price_rank"] is not None:
+        parts.append(f"dearer than {found['price_rank']:.0%} of what the shop sells of its kind")
+    return parts
 
 
-def _spark(counts: list[float]) -> str:
+def _sessions(found: dict[str, Any]) -> list[str]:
+    minutes = found["session_minutes"]
+    mean = f" of {minutes:.0f} minutes on average" if minutes is not None and minutes >= 0.5 else ""
+    return [_counted(found["sessions"], "session", "sessions") + mean] if found["sessions"] else []
+
+
+def _counts(entries: Iterable[dict[str, Any]] | None, field: str, most: int = 12) -> list[str]:
+    return [f"{each[field]} x {each['n']}" for each in list(entries or [])[:most]]
+
+
+def _shares(entries: Iterable[dict[str, Any]] | None, field: str, most: int) -> list[str]:
+    return [f"{each[field]} {each['share']:.0%}" for each in list(entries or [])[:most]]
+
+
+def _spark(counts: Sequence[float]) -> str:
     top = max(counts) or 1.0
     return "".join(BARS[round(count / top * (len(BARS) - 1))] for count in counts)
 
 
-def _because(row: dict[str, Any]) -> str:
-    told = f"“{_short(row['snippet'])}”" if row["snippet"] else row["item_id"] or ""
-    return f"{row['kind']} {told} ({row['id']})"
-
-
-def _plain(name: str) -> str:
+def _entity(name: str) -> str:
     kind, _, bare = name.partition(":")
     return f"{bare} ({kind})" if kind in ("brand", "category", "attribute") else name
 
 
-def _short(text: str, most: int = 70) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1] + "…"
+def _kind(kind: str, n: int) -> str:
+    return f"{n:,} {kind if n == 1 and kind != 'cart' else PLURALS.get(kind, kind)}"
+
+
+def _counted(n: int, one: str, many: str) -> str:
+    return f"{n:,} {one if n == 1 else many}"
 
 
 def _day(moment: datetime | None) -> str:

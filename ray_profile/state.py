@@ -23,6 +23,7 @@ import polars_hash as plh
 
 KEYS = ("user_id", "period")
 OTHER = "_other"  # the key under which a map keeps what it has no room for
+PART = "\x1f"  # joins the parts of a map's key: tag and source, tag and item
 SESSION_GAP_MINUTES = 30
 
 TIME = pl.Datetime("us", "UTC")
@@ -92,11 +93,15 @@ class MapSum:
     A key among the `cap` smallest of the whole is among the `cap` smallest of every part that holds it, so no part
     ever dropped any of it, and the result does not depend on the order of merging. The kept keys are also a KMV
     sketch: `distinct_keys` estimates how many there were.
+
+    With `by_first`, what is counted and hashed is a key's part before the first `PART`, so that columns with the same
+    first parts and the same cap keep the same ones.
     """
 
     name: str
     values: Mapping[str, tuple[Aggregate, pl.DataType]]
     cap: int
+    by_first: bool = False
 
     @property
     def dtype(self) -> pl.DataType:
@@ -118,9 +123,8 @@ class MapSum:
         return entries.group_by("g", "key").agg(_aggregate(n, how).cast(d) for n, (how, d) in self.values.items())
 
     def _cap(self, sums: pl.DataFrame) -> pl.DataFrame:
-        rank = _key_hash("key").rank("ordinal").over("g")
         kept = pl.col("key").is_in([OTHER]) | (pl.col("rank") <= self.cap)
-        named = sums.filter(pl.col("key") != OTHER).with_columns(rank.alias("rank"))
+        named = _ranked(sums.filter(pl.col("key") != OTHER), self.by_first)
         other = sums.filter(pl.col("key") == OTHER).with_columns(pl.lit(0, pl.UInt32).alias("rank"))
         ranked = pl.concat([named, other.select(named.columns).cast(named.schema)])
         return ranked.with_columns(pl.when(kept).then("key").otherwise(pl.lit(OTHER)).alias("key")).drop("rank")
@@ -155,13 +159,14 @@ class TopK:
     """Per key the `k` entries of greatest weight with unique ids. Entries: [g, key, id, weight, *fields].
 
     A duplicate id keeps its greatest weight; ties go by id, then by the other fields. Of the keys, the `cap` of
-    smallest hash stay, as in `MapSum`, and the rest have no evidence left.
+    smallest hash stay, as in `MapSum` (`by_first` too), and the rest have no evidence left.
     """
 
     name: str
     fields: Mapping[str, pl.DataType]
     k: int
     cap: int
+    by_first: bool = False
 
     @property
     def dtype(self) -> pl.DataType:
@@ -178,7 +183,7 @@ class TopK:
         best = best.group_by("g", "key", maintain_order=True).head(self.k)
         keys = best.select("g", "key").unique()
         if keys.group_by("g").len().filter(pl.col("len") > self.cap).height:
-            kept = keys.filter(_key_hash("key").rank("ordinal").over("g") <= self.cap)
+            kept = _ranked(keys, self.by_first).filter(pl.col("rank") <= self.cap).drop("rank")
             best = best.join(kept, on=["g", "key"], how="semi", maintain_order="left")
         packed = best.group_by("g", maintain_order=True).agg(pl.struct(names).alias(self.name))
         return packed.select("g", pl.col(self.name).cast(self.dtype))
@@ -290,6 +295,13 @@ def _explode(states: pl.DataFrame, name: str) -> pl.DataFrame:
 def _aggregate(name: str, how: Aggregate) -> pl.Expr:
     column = pl.col(name)
     return column.sum() if how == "sum" else column.min() if how == "min" else column.max()
+
+
+def _ranked(frame: pl.DataFrame, by_first: bool) -> pl.DataFrame:
+    """Add `rank`: the place of each key's (first part's) hash within its group, from 1; equal ones share a place."""
+    counted = pl.col("key").str.split(PART).list.first() if by_first else pl.col("key")
+    rank = _key_hash("counted").rank("dense").over("g").cast(pl.UInt32)
+    return frame.with_columns(counted.alias("counted")).with_columns(rank.alias("rank")).drop("counted")
 
 
 def _key_hash(name: str) -> pl.Expr:

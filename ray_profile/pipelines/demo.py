@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +14,7 @@ from ray_profile.config import load
 from ray_profile.pipelines.build import build
 from ray_profile.pipelines.lookup import profile_of
 from ray_profile.profile.score import score
+from ray_profile.progress import progress, without_chatter
 from ray_profile.sources.simulate import simulate
 from ray_profile.store.root import Root
 from ray_profile.store.tables import Table as Stored
@@ -34,7 +36,7 @@ def demo(folder: Path, customers: int, local: bool) -> pl.DataFrame:
         toml = shop.config
         out.print(f"wrote a shop of {customers} customers under {folder}")
     config = load(toml)
-    with printing.progress() as told:
+    with nullcontext() if local else without_chatter(), progress() as told:
         done = build(config, local=local, progress=told)
     printing.summary(done)
     truth = pl.read_parquet(folder / "truth.parquet")

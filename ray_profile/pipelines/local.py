@@ -3,7 +3,7 @@ of going through Ray is measured against."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -53,21 +53,33 @@ class LocalEngine:
     def fold(self, job: work.WaveJob, ranges: Sequence[Range]) -> tuple[list[DataFile], list[Report]]:
         """See `Engine`."""
         reports: list[Report] = []
-        sizes, done = work.sizes_of(ranges), 0.0
+        costs = work.costs_of(job.config, ranges)
+        done = 0.0
         with Spill(state_schema(job.width)) as spill:
-            for range_, size in zip(ranges, sizes, strict=True):
-                encodes = may_hold_text(job.config.sources[range_.file.source])
-                for block in work.read(job, range_):
-                    if encodes and block.rows["text"].null_count() < block.rows.height:
-                        block = work.encode(work.tokenise(block, self._encoder.tokenizer), self._encoder)
+            for range_, cost in zip(ranges, costs, strict=True):
+                rows = 0
+                for block in self._encoded(job, range_):
+                    rows += block.rows.height
                     states, report = work.fold_block(block, job)
                     spill.add(states)
                     reports.append(report)
-                done += size
-                self._progress("fold", done, sum(sizes))
+                    if range_.kind == "parquet":  # the others do not know how many rows they have
+                        self._progress("fold", done + cost * min(rows / (range_.end - range_.start), 1.0), sum(costs))
+                done += cost
+                self._progress("fold", done, sum(costs))
             written = [work.write_states(job, bucket, states) for bucket, states in spill.buckets()]
         work.assert_all_arrived(written, reports)
         return [each.file for each in written], reports
+
+    def _encoded(self, job: work.WaveJob, range_: Range) -> Iterator[work.Block]:
+        """The blocks of a range, with vectors where there is text."""
+        may_speak = may_hold_text(job.config.sources[range_.file.source])
+        for block in work.read(job, range_):
+            if not may_speak or block.rows["text"].null_count() == block.rows.height:
+                yield block
+                continue
+            for part in work.slices(block):
+                yield work.encode(work.tokenise(part, self._encoder.tokenizer), self._encoder)
 
     def statistics(self, root: Root, width: int, states: Mapping[int, Sequence[DataFile]]) -> pl.DataFrame:
         """See `Engine`."""

@@ -9,7 +9,6 @@ import polars as pl
 import pyarrow.compute as pc
 
 from ray_profile.config import Config
-from ray_profile.encode.weights import model_digest, resolve
 from ray_profile.errors import ConfigError, RootError, UnknownUserError
 from ray_profile.sources.redact import bucket_of, fingerprint, pseudonym
 from ray_profile.store.root import Root
@@ -71,6 +70,7 @@ def _opened(config: Config, user: str) -> tuple[Root, str]:
 
 
 def _as_of(config: Config, root: Root, name: str, bucket: int, moment: datetime, user: str) -> dict[str, Any]:
+    from ray_profile.encode.weights import model_digest, resolve
     from ray_profile.pipelines import work  # the facets, which a plain lookup does without
     from ray_profile.pipelines.fusing import by_bucket
     from ray_profile.pipelines.run import width_of

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from ray.exceptions import RayError
 from ray_profile.config import Config
 from ray_profile.config import Encoder as Settings
 from ray_profile.encode.tokens import Tokenizer
-from ray_profile.errors import BuildFailed, RayProfileError
+from ray_profile.errors import BuildFailed, ConfigError, RayProfileError
 from ray_profile.pipelines import work
 from ray_profile.pipelines.engine import Progress
 from ray_profile.pipelines.report import Report
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 REPORT = "report"
 REPORT_BUCKET = -1
-ROWS_PER_TEXT_BLOCK = 2_048  # enough for full token batches, few enough that every encoder has work soon
 TEXTS_PER_CALL = 4_096
 MAX_PARTITIONS = 200
 POLL_SECONDS = 1.0
@@ -60,16 +60,23 @@ class RayEngine:
         self._started = not ray.is_initialized()
         if self._started:
             ray.init(
-                num_cpus=config.build.cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+                # A cluster has cores of its own, and refuses to be told.
+                num_cpus=None if "RAY_ADDRESS" in os.environ else config.build.cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
             )
         cpus = ray.cluster_resources().get(  # type: ignore[no-untyped-call]
             "CPU", 1.0
         )
         self._encoders = config.build.encoders
+        self._insist_on_gpus()
         self._texts: list[Any] = []
-        # Beside the encoders there must be room for reading and folding, or both wait for each other for ever.
-        # And less than a task's 1: Ray fuses a task and an actor of equal needs, and the encoder would read files.
-        self._cpus_per_encoder = min(0.9, cpus / (2 * self._encoders))
+        # Encoders take at most two fifths of the cores, so that a task that reads or folds always fits beside them:
+        # else both wait for each other for ever. And never as much as a task: Ray fuses a task and an actor of equal
+        # needs, and the encoder would read files. (How many threads an encoder uses is another matter: see `_load`.)
+        self._cpus_per_encoder = min(0.9, 0.4 * cpus / self._encoders)
+        self._cpus_per_task = min(1.0, 0.6 * cpus)
         self._threads = max(1, int(cpus) // self._encoders)
         self._partitions = int(min(config.state.buckets, max(2, 2 * cpus), MAX_PARTITIONS))
         context = DataContext.get_current()
@@ -77,6 +84,17 @@ class RayEngine:
         context.print_on_execution_start = False
         context.raise_original_map_exception = True
         context.default_hash_shuffle_parallelism = self._partitions
+
+    def _insist_on_gpus(self) -> None:
+        """A machine of our own will never have more than it has: without this the run would wait for ever."""
+        wanted = self._encoders * self._config.build.gpus_per_encoder
+        have = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
+        if self._started and "RAY_ADDRESS" not in os.environ and wanted > have:
+            ray.shutdown()
+            raise ConfigError(
+                f"build.encoders x build.gpus_per_encoder asks for {wanted:g} GPUs, and this machine has {have:g}; "
+                "lower them (0 GPUs encodes on the CPU), or name a cluster in RAY_ADDRESS"
+            )
 
     def close(self) -> None:
         """Stop Ray if this engine started it."""
@@ -107,7 +125,7 @@ class RayEngine:
         if not ranges:
             return [], []
         self._dismiss_text_actors()  # the fold has encoders of its own, and needs the room
-        with _plainly(), self._watched("fold", sum(work.sizes_of(ranges))) as counter:
+        with _plainly(), self._watched("fold", sum(work.costs_of(job.config, ranges))) as counter:
             shuffled = self._partials(job, ranges, counter).repartition(self._partitions, keys=["bucket"])
             done = shuffled.map_batches(partial(_write, job=job), batch_size=None, batch_format="pyarrow").take_all()
         written = [_written(row["file"]) for row in done if row["file"] is not None]
@@ -155,8 +173,8 @@ class RayEngine:
         parts: list[Dataset] = []
         if spoken:
             settings = job.config.encoder
-            read = self._read(job, spoken, counter).repartition(target_num_rows_per_block=ROWS_PER_TEXT_BLOCK)
-            tokens = read.map_batches(partial(_tokenise, settings=settings), num_cpus=1, **whole)
+            read = self._read(job, spoken, counter).repartition(target_num_rows_per_block=work.ROWS_PER_TEXT_BLOCK)
+            tokens = read.map_batches(partial(_tokenise, settings=settings), num_cpus=self._cpus_per_task, **whole)
             encoded = tokens.map_batches(
                 _EncodeActor,
                 fn_constructor_args=(settings, self._threads),
@@ -165,15 +183,19 @@ class RayEngine:
                 num_gpus=job.config.build.gpus_per_encoder or None,
                 **whole,
             )
-            parts.append(encoded.map_batches(partial(_fold, job=job), num_cpus=1, **whole))
+            parts.append(encoded.map_batches(partial(_fold, job=job), num_cpus=self._cpus_per_task, **whole))
         if silent:
-            parts.append(self._read(job, silent, counter).map_batches(partial(_fold, job=job), num_cpus=1, **whole))
+            parts.append(
+                self._read(job, silent, counter).map_batches(
+                    partial(_fold, job=job), num_cpus=self._cpus_per_task, **whole
+                )
+            )
         return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
 
     def _read(self, job: work.WaveJob, ranges: Sequence[Range], counter: Any) -> Dataset:
         numbers = ray.data.from_items([{"at": at} for at in range(len(ranges))], override_num_blocks=len(ranges))
-        reader = partial(_read, job=job, ranges=list(ranges), sizes=work.sizes_of(ranges), counter=counter)
-        return numbers.map_batches(reader, batch_size=1, batch_format="pyarrow", num_cpus=1)
+        reader = partial(_read, job=job, ranges=list(ranges), costs=work.costs_of(job.config, ranges), counter=counter)
+        return numbers.map_batches(reader, batch_size=1, batch_format="pyarrow", num_cpus=self._cpus_per_task)
 
     @contextmanager
     def _watched(self, stage: str, total: float) -> Iterator[Any]:
@@ -250,12 +272,12 @@ def _load(settings: Settings, threads: int) -> TextEncoder:
 
 
 def _read(
-    table: pa.Table, job: work.WaveJob, ranges: Sequence[Range], sizes: Sequence[float], counter: Any
+    table: pa.Table, job: work.WaveJob, ranges: Sequence[Range], costs: Sequence[float], counter: Any
 ) -> Iterator[pa.Table]:
     for at in table["at"].to_numpy():
         for block in work.read(job, ranges[at]):
             yield _packed(block.rows, [block.report])
-        counter.add.remote(sizes[at])
+        counter.add.remote(costs[at])
 
 
 def _tokenise(table: pa.Table, settings: Settings) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -50,6 +50,8 @@ class Run:
         taxonomy = Taxonomy.load(config.taxonomy.path) if config.taxonomy.path else None
         state = config.state
         facts = RootFacts(SCHEMA_VERSION, state.buckets, state.period, state.half_life_days, fingerprint(key))
+        if not Root.exists(config.root):
+            _insist_on_files(config, config.sources)  # a mistyped path must not leave a root behind
         root = Root.open(config.root, facts)
         writer = Writer(root, _states(root, width), at)
         digest = model_digest(folder, config.encoder)
@@ -93,8 +95,13 @@ class Run:
     def _check_found(self, found: list[SourceFile]) -> None:
         missing = set(self.config.sources) - {file.source for file in found}
         missing -= {file.source for past in self.writer.past() for file in past.wave.files}
-        for name in sorted(missing):
-            paths = ", ".join(self.config.sources[name].paths)
+        _insist_on_files(self.config, sorted(missing))
+
+
+def _insist_on_files(config: Config, names: Iterable[str]) -> None:
+    for name in names:
+        if not expand(name, config.sources[name]):
+            paths = ", ".join(config.sources[name].paths)
             raise SourceError(f"[sources.{name}] paths match no file: {paths}; correct them, or remove the source")
 
 

@@ -36,7 +36,7 @@ from ray_profile.profile.items import ITEM_DTYPES, Items
 from ray_profile.profile.periods import period_end
 from ray_profile.profile.tagging import Tagger
 from ray_profile.schema import ITEMS, ROWS
-from ray_profile.sources.formats import is_catalogue
+from ray_profile.sources.formats import is_catalogue, may_hold_text
 from ray_profile.sources.ingest import ingest, ingest_items
 from ray_profile.sources.read import Range
 from ray_profile.sources.redact import bucket_of
@@ -47,6 +47,11 @@ from ray_profile.store.tables import DataFile, Table, read_files, write_file
 if TYPE_CHECKING:  # torch and scikit-learn are for the workers that encode, not for those that read
     from ray_profile.encode.heads import Probe
     from ray_profile.encode.text import TextEncoder
+
+#: Enough for full token batches, few enough that every encoder has work soon and progress can be seen.
+ROWS_PER_TEXT_BLOCK = 2_048
+#: A byte of reviews costs about this many bytes of events (measured on two CPU cores: 80; a GPU makes it less).
+TEXT_COST = 50.0
 
 STATISTIC_COLUMNS = ("terms", "tag_sums", "taggable", "prices")
 
@@ -178,10 +183,19 @@ def read_items(config: Config, range_: Range) -> ItemsRead:
     return ItemsRead(whole.unique("item_id", keep="first", maintain_order=True), nameless)
 
 
-def sizes_of(ranges: Sequence[Range]) -> list[float]:
-    """The bytes that each range stands for: an equal part of its file, as a row group knows only its rows."""
+def costs_of(config: Config, ranges: Sequence[Range]) -> list[float]:
+    """What each range may cost, for progress only: its part of its file's bytes, dearer where there is text."""
     parts = Counter(range_.file.path for range_ in ranges)
-    return [range_.file.size / parts[range_.file.path] for range_ in ranges]
+    dear = {name: TEXT_COST if may_hold_text(source) else 1.0 for name, source in config.sources.items()}
+    return [range_.file.size / parts[range_.file.path] * dear[range_.file.source] for range_ in ranges]
+
+
+def slices(block: Block) -> Iterator[Block]:
+    """The block in pieces of at most `ROWS_PER_TEXT_BLOCK` rows, to be encoded one after the other."""
+    report = block.report
+    for rows in block.rows.iter_slices(ROWS_PER_TEXT_BLOCK):
+        yield Block(rows, report)
+        report = Report(report.source, report.file)
 
 
 def tokenise(block: Block, tokenizer: Tokenizer) -> Block:

@@ -8,8 +8,7 @@ import numpy as np
 import polars as pl
 
 from ray_profile.profile.facet import FoldContext
-from ray_profile.profile.text import PART
-from ray_profile.state import TIME, Aggregate, Column, Intervals, LastN, MapSum, Scalar, TopK, VectorSum
+from ray_profile.state import PART, TIME, Aggregate, Column, Intervals, LastN, MapSum, Scalar, TopK, VectorSum
 
 #: Price bands are half powers of two: band b holds 2^(b/2) <= price < 2^((b+1)/2).
 BANDS_PER_DOUBLING = 2
@@ -27,7 +26,10 @@ ORDERS = MapSum("orders", {"quantity": ("sum", _FLOAT), "spend": ("sum", _FLOAT)
 SESSIONS = Intervals("session_spans")
 CATEGORIES = MapSum("category_sums", _AFFINITY, cap=256)  # every level of the path
 BRANDS = MapSum("brand_sums", _AFFINITY, cap=256)
-AFFINITY_EVIDENCE = TopK("affinity_evidence", {"ts": TIME, "item_id": _TEXT, "kind": _TEXT}, k=3, cap=512)
+_ACT: dict[str, pl.DataType] = {"ts": TIME, "item_id": _TEXT, "kind": _TEXT}
+#: These keep the keys that CATEGORIES and BRANDS keep, so that none is without evidence.
+CATEGORY_EVIDENCE = TopK("category_evidence", _ACT, k=3, cap=CATEGORIES.cap)
+BRAND_EVIDENCE = TopK("brand_evidence", _ACT, k=3, cap=BRANDS.cap)
 PRICES = MapSum("prices", {"n": ("sum", _INT), "spend": ("sum", _FLOAT)}, cap=512)  # key: finest category, band
 PLACES = MapSum("place_sums", _SEEN, cap=64)
 DEVICES = MapSum("device_sums", _SEEN, cap=32)
@@ -46,7 +48,8 @@ COLUMNS: tuple[Column, ...] = (
     VectorSum("weekday_counts", 7),
     CATEGORIES,
     BRANDS,
-    AFFINITY_EVIDENCE,
+    CATEGORY_EVIDENCE,
+    BRAND_EVIDENCE,
     PRICES,
     PLACES,
     DEVICES,
@@ -130,11 +133,13 @@ def _affinities(rows: pl.DataFrame) -> list[pl.DataFrame]:
     categories = signed.select(*fields, pl.col("levels").alias("key")).explode("key")
     categories = categories.filter(pl.col("key").is_not_null())
     brands = signed.filter(pl.col("brand").is_not_null()).select(*fields, pl.col("brand").alias("key"))
-    evidence = pl.concat(
-        frame.with_columns(pl.concat_str(pl.lit(prefix), "key").alias("key"))
-        for prefix, frame in (("category:", categories), ("brand:", brands))
-    ).filter(pl.col("weight") > 0)
-    return [CATEGORIES.gather(categories), BRANDS.gather(brands), AFFINITY_EVIDENCE.gather(evidence)]
+    liking = pl.col("weight") > 0
+    return [
+        CATEGORIES.gather(categories),
+        BRANDS.gather(brands),
+        CATEGORY_EVIDENCE.gather(categories.filter(liking)),
+        BRAND_EVIDENCE.gather(brands.filter(liking)),
+    ]
 
 
 def _items(rows: pl.DataFrame) -> list[pl.DataFrame]:

@@ -73,6 +73,11 @@ def entries(states: pl.DataFrame, column: MapSum, scaled: tuple[str, ...] = ()) 
     return spread.group_by("u", "key").agg(**summed).sort("u", "key")
 
 
+def falling(name: str) -> pl.Expr:
+    """A sort key: greatest first, and equal where only the order of adding could tell two sums apart."""
+    return -pl.col(name).round_sig_figs(9)
+
+
 def listed(frame: pl.DataFrame, name: str, fields: Mapping[str, pl.DataType]) -> pl.DataFrame:
     """Rows [u, *fields], in order -> [u, name]: a list of structs per user."""
     inner = pl.Struct(dict(fields))

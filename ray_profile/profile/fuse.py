@@ -79,9 +79,12 @@ def fuse(states: pl.DataFrame, context: FuseContext, fusion: Fusion = mean_fusio
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Rows (N, D) scaled to length 1 in float64; a zero row stays zero."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: np.ndarray = np.divide(vectors, length, out=np.zeros_like(vectors, dtype=np.float64), where=length > 0)
-    return scaled
+    # Divided by the greatest number first: the squares of what has decayed for long would underflow.
+    greatest = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0)
+    scaled = np.divide(vectors, greatest, out=np.zeros(vectors.shape), where=greatest > 0)
+    length = np.linalg.norm(scaled, axis=1, keepdims=True)
+    unit_length: np.ndarray = np.divide(scaled, length, out=scaled, where=length > 0)
+    return unit_length
 
 
 def _acted_on(states: pl.DataFrame, users: int, context: FuseContext) -> tuple[np.ndarray, np.ndarray]:

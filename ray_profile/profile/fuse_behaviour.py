@@ -5,11 +5,10 @@ from __future__ import annotations
 import polars as pl
 
 from ray_profile.profile import behaviour, statistics
-from ray_profile.profile.facet import FuseContext, entries, listed
+from ray_profile.profile.facet import FuseContext, entries, falling, listed
 from ray_profile.profile.fuse_text import best_evidence
 from ray_profile.profile.items import PATH_SEPARATOR
-from ray_profile.profile.text import PART
-from ray_profile.state import OTHER, TIME, MapSum, distinct_keys, join_intervals
+from ray_profile.state import OTHER, PART, TIME, MapSum, TopK, distinct_keys, join_intervals
 
 MAX_AFFINITIES = 30
 MAX_SEARCHES = 20
@@ -71,8 +70,8 @@ def fuse(states: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
             _histogram(states, column, name)
             for column, name in (("hour_counts", "hours"), ("weekday_counts", "weekdays"))
         ),
-        _affinities(states, behaviour.CATEGORIES, "category", "categories"),
-        _affinities(states, behaviour.BRANDS, "brand", "brands"),
+        _affinities(states, behaviour.CATEGORIES, behaviour.CATEGORY_EVIDENCE, "category", "categories"),
+        _affinities(states, behaviour.BRANDS, behaviour.BRAND_EVIDENCE, "brand", "brands"),
         *_prices(states, context.statistics),
         _habits(states, behaviour.PLACES, "place", "places"),
         _habits(states, behaviour.DEVICES, "device", "devices"),
@@ -129,14 +128,18 @@ def _histogram(states: pl.DataFrame, column: str, name: str) -> pl.DataFrame:
     return counts.select("u", pl.concat_list(str(i) for i in range(width)).alias(name))
 
 
-def _affinities(states: pl.DataFrame, column: MapSum, name: str, to: str) -> pl.DataFrame:
-    liked = entries(states, column, scaled=("weight",)).filter((pl.col("key") != OTHER) & (pl.col("n") > 0))
-    depth = pl.col("key").str.count_matches(PATH_SEPARATOR, literal=True)
-    liked = liked.with_columns((pl.col("weight") / pl.col("weight").sum().over("u", depth)).alias("share"))
-    liked = liked.filter(pl.col("weight") > 0).sort(["u", "share", "key"], descending=[False, True, False])
+def _affinities(states: pl.DataFrame, column: MapSum, acts_column: TopK, name: str, to: str) -> pl.DataFrame:
+    liked = entries(states, column, scaled=("weight",)).filter(pl.col("n") > 0)
+    if column is behaviour.CATEGORIES:  # the rest holds all depths together, so no depth's share can count it
+        liked = liked.filter(pl.col("key") != OTHER)
+        depth = pl.col("key").str.count_matches(PATH_SEPARATOR, literal=True)
+    else:
+        depth = pl.lit(0, pl.UInt32)
+    liked = liked.with_columns(depth.alias("depth"))
+    liked = liked.with_columns((pl.col("weight") / pl.col("weight").sum().over("u", "depth")).alias("share"))
+    liked = liked.filter((pl.col("weight") > 0) & (pl.col("key") != OTHER)).sort("u", falling("share"), "key")
     liked = liked.group_by("u", maintain_order=True).head(MAX_AFFINITIES)
-    acts = best_evidence(states, behaviour.AFFINITY_EVIDENCE).filter(pl.col("key").str.starts_with(f"{name}:"))
-    acts = acts.with_columns(pl.col("key").str.strip_prefix(f"{name}:"))
+    acts = best_evidence(states, acts_column)
     fields = list(_ACT.inner.to_schema())  # type: ignore[union-attr]
     evidence = acts.group_by("u", "key", maintain_order=True).agg(pl.struct(fields).alias("evidence"))
     joined = liked.join(evidence, on=["u", "key"], how="left", maintain_order="left")

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 
 from ray_profile.profile import statistics, text
-from ray_profile.profile.facet import FuseContext, entries, listed
-from ray_profile.state import OTHER, TIME, TopK
+from ray_profile.profile.facet import FuseContext, entries, falling, listed
+from ray_profile.state import OTHER, PART, TIME, TopK, distinct_keys
 
 MAX_TAGS = 50
 MAX_TERMS = 25
@@ -25,7 +25,7 @@ _TAG: dict[str, pl.DataType] = {
     "score": _FLOAT,  # mean: 1 for the catalogue's word, a cosine for a resemblance
     "support": _INT,  # rows with the tag ...
     "of": _INT,  # ... of rows that could carry one
-    "items": _INT,  # distinct items among them
+    "items": _INT,  # distinct items among them; estimated beyond 1,024 pairs of tag and item in a period
     "last": TIME,
     "stance": _TEXT,  # liked, mixed, disliked; null where no review speaks
     "source": _TEXT,
@@ -104,7 +104,8 @@ def best_evidence(states: pl.DataFrame, column: TopK) -> pl.DataFrame:
     spread = states.select("u", "scale", column.name).filter(pl.col(column.name).list.len() > 0)
     spread = spread.explode(column.name).unnest(column.name)
     spread = spread.with_columns((pl.col("weight") * pl.col("scale")).alias("weight")).drop("scale")
-    spread = spread.sort(["u", "key", "weight", "id"], descending=[False, False, True, False])
+    order = ["u", "key", "weight", "id", *column.fields]
+    spread = spread.sort(order, descending=[name == "weight" for name in order], nulls_last=True)
     spread = spread.unique(["u", "key", "id"], keep="first", maintain_order=True)
     return spread.group_by("u", "key", maintain_order=True).head(column.k)
 
@@ -124,8 +125,9 @@ def _sentiment(states: pl.DataFrame) -> pl.DataFrame:
         ((pl.col("positive") - pl.col("negative")) / total).alias("y"),
         total.alias("w"),
     )
-    x = pl.col("x") - (pl.col("w") * pl.col("x")).sum() / pl.col("w").sum()
-    slope = (pl.col("w") * x * pl.col("y")).sum() / (pl.col("w") * x * x).sum()
+    # Both are centred: weights may differ so much that the mean's rounding would outweigh the lighter periods.
+    x, y = (pl.col(name) - (pl.col("w") * pl.col(name)).sum() / pl.col("w").sum() for name in "xy")
+    slope = (pl.col("w") * x * y).sum() / (pl.col("w") * x * x).sum()
     trend = periods.group_by("u").agg(pl.when(pl.len() > 1).then(slope).alias("trend"))
     rows = best_evidence(states, text.SENTIMENT_EVIDENCE).rename({"key": "feeling"})
     inner = DTYPES["sentiment"].to_schema()["evidence"].inner.to_schema()  # type: ignore[attr-defined]
@@ -140,31 +142,18 @@ def _sentiment(states: pl.DataFrame) -> pl.DataFrame:
 
 
 def _tags(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
-    sums = entries(states, text.TAGS, scaled=("weight", *text.FEELINGS)).filter(pl.col("key") != OTHER)
-    parts = pl.col("key").str.split_exact(text.PART, 1).struct.rename_fields(["tag", "source"])
-    sums = (
-        sums.with_columns(parts.alias("key"))
-        .unnest("key")
-        .sort(["u", "tag", "weight"], descending=[False, False, True])
-    )
-    tags = sums.group_by("u", "tag", maintain_order=True).agg(
-        pl.col("source").first(),
-        *(pl.col(name).sum() for name in ("n", "weight", "score", *text.FEELINGS)),
-        pl.col("last").max(),
-    )
-    items = entries(states, text.TAG_ITEMS).filter(pl.col("key") != OTHER)
-    items = items.group_by("u", pl.col("key").str.split(text.PART).list.first().alias("tag")).agg(
-        pl.len().cast(_INT).alias("items")
-    )
     rows = states.group_by("u").agg(
         pl.col("taggable").sum().alias("of"), (pl.col("taggable_weight") * pl.col("scale")).sum().alias("all")
     )
     prior = statistics.of(corpus, "tag").select(
         pl.col("key").alias("tag"), (pl.col("value") / max(statistics.total(corpus, "taggable"), 1.0)).alias("prior")
     )
-    tags = tags.join(items, on=["u", "tag"], how="left").join(rows, on="u").join(prior, on="tag", how="left")
+    parts = pl.col("key").str.split_exact(PART, 1).struct.rename_fields(["key", "said"])
+    shown = best_evidence(states, text.TAG_EVIDENCE).with_columns(parts.alias("key")).unnest("key")
+    tags = _tag_sums(states).join(_tag_items(states, shown), on=["u", "tag"], how="left")
+    tags = tags.join(rows, on="u").join(prior, on="tag", how="left")
     felt = sum((pl.col(name) for name in text.FEELINGS), pl.lit(0.0))
-    balance = (pl.col("positive") - pl.col("negative")) / felt
+    balance = ((pl.col("positive") - pl.col("negative")) / felt).round(9)
     stance = (
         pl.when(felt <= 0).then(None).when(balance > LIKED).then(pl.lit("liked"))
         .when(balance < -LIKED).then(pl.lit("disliked")).otherwise(pl.lit("mixed"))
@@ -178,17 +167,45 @@ def _tags(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
         stance.alias("stance"),
         (pl.col("items").fill_null(0) < 2).alias("weak"),
     )
-    tags = (
-        tags.sort(["u", "share", "tag"], descending=[False, True, False])
-        .group_by("u", maintain_order=True)
-        .head(MAX_TAGS)
-    )
+    tags = tags.sort("u", falling("share"), "tag").group_by("u", maintain_order=True).head(MAX_TAGS)
     # What was said first, then what was done: "said" sorts after "done".
-    parts = pl.col("key").str.split_exact(text.PART, 1).struct.rename_fields(["key", "said"])
-    rows = best_evidence(states, text.TAG_EVIDENCE).with_columns(parts.alias("key")).unnest("key")
-    rows = rows.sort(["u", "key", "said"], descending=[False, False, True], maintain_order=True)
-    evidence = _evidence(rows, "tag", EVIDENCE)
+    shown = shown.sort(["u", "key", "said"], descending=[False, False, True], maintain_order=True)
+    evidence = _evidence(shown, "tag", EVIDENCE)
     return listed(tags.join(evidence, on=["u", "tag"], how="left", maintain_order="left"), "tags", _TAG)
+
+
+def _tag_sums(states: pl.DataFrame) -> pl.DataFrame:
+    """[u, tag, source, n, weight, score, *FEELINGS, last]; the source is the one of greater weight."""
+    sums = entries(states, text.TAGS, scaled=("weight", *text.FEELINGS)).filter(pl.col("key") != OTHER)
+    parts = pl.col("key").str.split_exact(PART, 1).struct.rename_fields(["tag", "source"])
+    sums = sums.with_columns(parts.alias("key")).unnest("key").sort("u", "tag", falling("weight"), "source")
+    return sums.group_by("u", "tag", maintain_order=True).agg(
+        pl.col("source").first(),
+        *(pl.col(name).sum() for name in ("n", "weight", "score", *text.FEELINGS)),
+        pl.col("last").max(),
+    )
+
+
+def _tag_items(states: pl.DataFrame, shown: pl.DataFrame) -> pl.DataFrame:
+    """[u, tag, items]: distinct items by tag; the kept ones over the share that was kept, where a map was full.
+
+    The evidence `shown` [u, key, item_id, ...] names some for certain.
+    """
+    name = text.TAG_ITEMS.name
+    pairs = entries(states, text.TAG_ITEMS).filter(pl.col("key") != OTHER)
+    named = pl.col(name).list.eval(pl.element().struct.field("key") != OTHER).list.sum()
+    kept = states.select("u", name, named.cast(_FLOAT).alias("kept")).with_columns(pl.col("kept").alias("seen"))
+    full = pl.col("kept") < pl.col(name).list.len()
+    over = kept.filter(full).drop("seen")
+    over = over.with_columns(distinct_keys(over, text.TAG_ITEMS).alias("seen"))
+    share = pl.concat([kept.filter(~full), over]).group_by("u").agg(pl.col("kept").sum() / pl.col("seen").sum())
+    tag = pl.col("key").str.split(PART).list.first().alias("tag")
+    items = pairs.group_by("u", tag).agg(pl.len().alias("items")).join(share, on="u")
+    items = items.select("u", "tag", (pl.col("items") / pl.col("kept")).round().cast(_INT))
+    least = shown.group_by("u", pl.col("key").alias("tag")).agg(
+        pl.col("item_id").drop_nulls().n_unique().cast(_INT).alias("items")
+    )
+    return pl.concat([items, least]).group_by("u", "tag").agg(pl.col("items").max())
 
 
 def _keywords(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
@@ -204,7 +221,7 @@ def _keywords(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
     found = found.with_columns((pl.col("weight") * idf).alias("weight"), pl.col("key").alias("term"))
     # What was said once tells little beside what was said again, however rare the word.
     found = found.filter(pl.col("weight") > 0).with_columns((pl.col("n") > 1).alias("again"))
-    found = found.sort(["u", "again", "weight", "term"], descending=[False, True, True, False])
+    found = found.sort("u", ~pl.col("again"), falling("weight"), "term")
     found = found.group_by("u", maintain_order=True).head(2 * MAX_TERMS)
     inside = _parts_of_phrases(found)
     found = found.join(inside, on=["u", "term"], how="left", maintain_order="left")
@@ -230,7 +247,7 @@ def _parts_of_phrases(found: pl.DataFrame) -> pl.DataFrame:
 
 def _entities(states: pl.DataFrame) -> pl.DataFrame:
     found = entries(states, text.ENTITIES, scaled=("weight",)).filter(pl.col("key") != OTHER)
-    found = found.rename({"key": "entity"}).sort(["u", "weight", "entity"], descending=[False, True, False])
+    found = found.rename({"key": "entity"}).sort("u", falling("weight"), "entity")
     found = found.group_by("u", maintain_order=True).head(MAX_TERMS)
     evidence = _evidence(best_evidence(states, text.ENTITY_EVIDENCE), "entity", _ENTITY["evidence"])
     return listed(found.join(evidence, on=["u", "entity"], how="left", maintain_order="left"), "entities", _ENTITY)

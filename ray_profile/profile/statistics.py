@@ -6,7 +6,7 @@ They travel as a long frame [statistic, key, value]:
     term      term                   users whose states hold the term (document frequency)
     tag       tag                    rows that carry the tag
     taggable  ""                     rows that could
-    price     category, band         pieces bought (see behaviour.band_edges)
+    price     category, band         purchases (see behaviour.band_edges)
 
 All of a user's periods lie in one bucket, so the frames of buckets add up.
 """
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import polars as pl
 
 from ray_profile.profile import behaviour, text
-from ray_profile.state import OTHER, MapSum
+from ray_profile.state import OTHER, PART, MapSum
 
 DTYPES: dict[str, pl.DataType] = {"statistic": pl.String(), "key": pl.String(), "value": pl.Float64()}
 MAX_TERMS = 500_000  # the most common ones; a term beyond them counts as one that a single user has
@@ -28,7 +28,7 @@ def of_states(states: pl.DataFrame) -> pl.DataFrame:
     """The states of some buckets, whole, -> their part of the statistics."""
     terms = _spread(states, text.TERMS).select("user_id", "key").unique()
     tags = _spread(states, text.TAGS).select(
-        pl.col("key").str.split(text.PART).list.first().alias("key"), pl.col("n").alias("value")
+        pl.col("key").str.split(PART).list.first().alias("key"), pl.col("n").alias("value")
     )
     prices = _spread(states, behaviour.PRICES).select("key", pl.col("n").alias("value"))
     parts = [

@@ -12,9 +12,8 @@ import polars as pl
 from ray_profile.encode import heads, terms
 from ray_profile.profile.facet import SNIPPET_CHARS, FoldContext, weighted_sum
 from ray_profile.profile.tagging import LONG
-from ray_profile.state import TIME, Aggregate, Column, MapSum, Scalar, TopK, VectorSum
+from ray_profile.state import PART, TIME, Aggregate, Column, MapSum, Scalar, TopK, VectorSum
 
-PART = "\x1f"  # joins the parts of a map's key: tag and source, tag and item
 FEELINGS = ("negative", "neutral", "positive")
 
 _INT, _FLOAT, _TEXT = pl.Int64(), pl.Float64(), pl.String()
@@ -28,10 +27,12 @@ TAGS = MapSum(
     "tag_sums",  # key: tag, source
     {**_SEEN, "score": ("sum", _FLOAT), **dict.fromkeys(FEELINGS, ("sum", _FLOAT))},
     cap=256,
+    by_first=True,
 )
 TAG_ITEMS = MapSum("tag_items", _COUNT, cap=1024)  # key: tag, item
 #: Key: tag, then SAID or DONE. What people said explains more than what they did, but weighs less: each has its places.
-TAG_EVIDENCE = TopK("tag_evidence", {**_EVIDENCE, "kind": _TEXT}, k=2, cap=512)
+#: It keeps the tags that TAGS keeps, so that none is without evidence.
+TAG_EVIDENCE = TopK("tag_evidence", {**_EVIDENCE, "kind": _TEXT}, k=2, cap=TAGS.cap, by_first=True)
 SAID, DONE = "said", "done"
 TERMS = MapSum("terms", {**_SEEN, "id": ("min", _TEXT)}, cap=512)
 ENTITIES = MapSum("entity_sums", _SEEN, cap=256)
@@ -126,7 +127,9 @@ def _felt(rows: pl.DataFrame, shares: np.ndarray, source: str) -> pl.DataFrame:
 def _sentiment(rows: pl.DataFrame, felt: pl.DataFrame) -> list[pl.DataFrame]:
     felt = felt.join(rows.select("row", "g", "id", "ts", "item_id", "snippet", "decay"), on="row")
     strength = felt.unpivot(on=FEELINGS, index="row", variable_name="key", value_name="strength")
-    speaking = strength.filter(pl.col("strength") >= 0.5).join(felt.drop(FEELINGS), on="row")
+    # A review speaks for its strongest feeling, however weak: else one of three even shares would count unexplained.
+    strongest = pl.col("strength") == pl.col("strength").max().over("row")
+    speaking = strength.filter(strongest).join(felt.drop(FEELINGS), on="row")
     return [
         SENTIMENT_SOURCES.gather(felt.select("g", pl.col("source").alias("key"), pl.lit(1, _INT).alias("n"))),
         SENTIMENT_EVIDENCE.gather(speaking.with_columns((pl.col("strength") * pl.col("decay")).alias("weight"))),

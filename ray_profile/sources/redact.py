@@ -16,8 +16,6 @@ from collections.abc import Callable
 import polars as pl
 import polars_hash as plh
 
-from ray_profile.sources.detectors import DETECTORS
-
 #: Rows that can hold something: an "@", seven digits with little between them, an IP address, a QQ number, a secret.
 _PREFILTER = (
     r"[@＠]|\d(?:[\s.．\-－‐-―/／()（）]{0,3}\d){6}|\d{1,3}(?:[.．]\d{1,3}){3}|[0-9a-fA-F]{0,4}[:：][0-9a-fA-F]{0,4}[:：][0-9a-fA-F]"
@@ -70,6 +68,8 @@ def _redact(text: str) -> str:
 
 def find(text: str) -> list[tuple[int, int, str]]:
     """Spans of personal data as (start, end, marker), not overlapping, in the order of the detectors."""
+    from ray_profile.sources.detectors import DETECTORS  # libphonenumber, which a look-up of a pseudonym does without
+
     view = text if text.isascii() else text.translate(_plain_forms())
     spans: list[tuple[int, int, str]] = []
     for marker, pattern, accept in DETECTORS:

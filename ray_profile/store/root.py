@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,6 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
-import s3fs
-from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 from deltalake.exceptions import DeltaError
 
 from ray_profile.errors import RootError, StorageError
@@ -67,10 +66,17 @@ def asking(uri: str, what: str) -> Iterator[None]:
     """Turn whatever the store's clients raise inside into one `StorageError` that says what to look at."""
     try:
         yield
-    except (OSError, BotoCoreError, ClientError, DeltaError, pa.ArrowException) as error:
+    except _refusals() as error:
         said = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
         raise StorageError(f"{uri}: cannot {what}; the store said {reason}; {_next_step(uri, str(error))}") from error
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What the clients raise; S3's only where it is loaded, for that is a quarter of the time of a local look-up."""
+    botocore = sys.modules.get("botocore.exceptions")
+    s3 = (botocore.BotoCoreError, botocore.ClientError) if botocore else ()
+    return (OSError, DeltaError, pa.ArrowException, *s3)
 
 
 class Root:
@@ -111,6 +117,11 @@ class Root:
             raise RootError(f"there is no root at {address}; `ray-profile build` makes one")
         return cls(address, found)
 
+    @classmethod
+    def exists(cls, address: str) -> bool:
+        """Whether somebody has made a root there."""
+        return cls(normal(address), RootFacts(0, 0, "", 0.0, None))._facts() is not None
+
     def __repr__(self) -> str:
         return f"Root({self.address!r})"
 
@@ -139,6 +150,8 @@ class Root:
         """fsspec's view of the store. Nothing is cached: other runs change what lies there."""
         if not self.remote:
             return fsspec.filesystem("file", use_listings_cache=False)
+        import s3fs
+
         return s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=RETRIES)
 
     @cached_property

@@ -323,3 +323,9 @@ def test_an_encoder_that_cannot_read_the_corpus_is_refused(tmp_path: Path) -> No
 
 def profiles_missing(root: Path) -> bool:
     return not (root / "profiles").exists()
+
+
+def test_a_mistyped_path_leaves_no_root_behind(shop: Shop, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="match no file"):
+        run(tiny.config_of(shop, tmp_path / "root", 'sources.events.paths=["/nowhere/nothing-*"]'))
+    assert not (tmp_path / "root").exists()
