@@ -123,7 +123,7 @@ class State(Frozen):
 
     buckets: int = Field(default=16, ge=1, le=65536)
     period: Literal["week", "month", "quarter", "year"] = "month"
-    half_life_days: float = Field(default=90.0, gt=0)
+    half_life_days: float = Field(default=90.0, ge=1)  # shorter ones would underflow within a year's period
 
 
 class Build(Frozen):

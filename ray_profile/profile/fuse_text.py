@@ -33,7 +33,7 @@ _TAG: dict[str, pl.DataType] = {
     "evidence": EVIDENCE,
 }
 _KEYWORD: dict[str, pl.DataType] = {"term": _TEXT, "weight": _FLOAT, "n": _INT, "last": TIME, "id": _TEXT}
-_ENTITY: dict[str, pl.DataType] = {
+_ENTITY: dict[str, pl.DataType] = {  # of evidence, `start` and `end` are characters of the snippet
     "entity": _TEXT,
     "n": _INT,
     "last": TIME,

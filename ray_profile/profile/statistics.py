@@ -38,15 +38,15 @@ def of_states(states: pl.DataFrame) -> pl.DataFrame:
         _said("taggable", states.select(pl.lit("").alias("key"), pl.col("taggable").sum().alias("value")).head(1)),
         _said("price", prices),
     ]
-    return combine(parts)
+    return _added(parts)
 
 
 def combine(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """Add up the parts; sorted by statistic and key."""
-    total = pl.concat(parts).group_by("statistic", "key").agg(pl.col("value").sum())
+    """Add up the parts of all buckets and keep the most common terms; sorted by statistic and key."""
+    total = _added(parts)
     is_term = pl.col("statistic") == "term"
     common = total.filter(is_term).sort(["value", "key"], descending=[True, False]).head(MAX_TERMS)
-    return pl.concat([total.filter(~is_term), common]).select(*DTYPES).sort("statistic", "key")
+    return pl.concat([total.filter(~is_term), common]).sort("statistic", "key")
 
 
 def of(statistics: pl.DataFrame, name: str) -> pl.DataFrame:
@@ -62,6 +62,11 @@ def total(statistics: pl.DataFrame, name: str) -> float:
 def _spread(states: pl.DataFrame, column: MapSum) -> pl.DataFrame:
     filled = states.select("user_id", column.name).filter(pl.col(column.name).list.len() > 0)
     return filled.explode(column.name).unnest(column.name).filter(pl.col("key") != OTHER)
+
+
+def _added(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    added = pl.concat(parts).group_by("statistic", "key").agg(pl.col("value").sum())
+    return added.select(*DTYPES).sort("statistic", "key")
 
 
 def _said(statistic: str, frame: pl.DataFrame) -> pl.DataFrame:

@@ -186,8 +186,9 @@ def _words(written: pl.DataFrame, context: FoldContext) -> list[pl.DataFrame]:
     around = pl.max_horizontal(pl.col("start").cast(_INT) - SNIPPET_CHARS // 2, pl.lit(0, _INT))
     named = named.with_columns(
         pl.lit(1, _INT).alias("n"),
-        pl.col("start").cast(_INT),
-        pl.col("end").cast(_INT),
+        # The text itself is not kept, so positions count in the snippet.
+        pl.col("start").cast(_INT) - around,
+        pl.col("end").cast(_INT) - around,
         pl.col("text").str.slice(around, SNIPPET_CHARS).alias("snippet"),
     )
     return [*pieces, ENTITIES.gather(named), ENTITY_EVIDENCE.gather(named)]
