@@ -218,7 +218,9 @@ def tokenise(block: Block, tokenizer: Tokenizer) -> Block:
 def encode(block: Block, encoder: TextEncoder) -> Block:
     """Replace `ids` by `vector` (Array(Float16, D)): of every row with a text, also where the text stands again."""
     with block.report.timed("encode"):
+        # Ray may hand over several tokenised blocks as one, so that a text may have its tokens twice.
         first = block.rows.filter(pl.col("ids").is_not_null()).select("text", "ids")
+        first = first.unique("text", keep="first", maintain_order=True)
         ids = first["ids"].to_arrow()
         assert isinstance(ids, pa.LargeListArray)
         vectors = encoder.encode_tokens(ids)
