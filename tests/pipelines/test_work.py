@@ -6,7 +6,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import tiny
 
 from ray_profile.config import Encoder
 from ray_profile.encode.text import TextEncoder
