@@ -150,6 +150,8 @@ class Config(Frozen):
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a TOML file and apply `a.b=value` overrides (values as TOML, else as plain strings).
 
+    Relative paths are those of the file's own folder, so that they mean the same to every worker.
+
     Raises `ConfigError` for a missing file, broken TOML, an unknown key or a value outside its rule.
     """
     try:
@@ -160,7 +162,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise ConfigError(f"{path} is no valid TOML: {error}") from error
     for override in overrides:
         _apply(data, override)
-    return parse(data, str(path))
+    return _anchored(parse(data, str(path)), Path(path).parent)
 
 
 def parse(data: Mapping[str, Any], where: str = "the configuration") -> Config:
@@ -175,6 +177,30 @@ def digest(value: Any) -> str:
     """SHA-256 (first 16 hex digits) of a JSON-able value, independent of key order."""
     blob = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(blob.encode()).hexdigest()[:16]
+
+
+def _anchored(config: Config, folder: Path) -> Config:
+    def at(path: str) -> str:
+        return path if "://" in path else str((folder / Path(path).expanduser()).absolute())
+
+    def maybe(path: str | None) -> str | None:
+        return None if path is None else at(path)
+
+    sources = {
+        name: source.model_copy(update={"paths": tuple(map(at, source.paths))})
+        for name, source in config.sources.items()
+    }
+    model = config.encoder.model  # may also be a name that is no path
+    model = at(model) if (folder / model).is_dir() else model
+    return config.model_copy(
+        update={
+            "root": at(config.root),
+            "sources": sources,
+            "encoder": config.encoder.model_copy(update={"model": model}),
+            "taxonomy": config.taxonomy.model_copy(update={"path": maybe(config.taxonomy.path)}),
+            "privacy": config.privacy.model_copy(update={"key_file": maybe(config.privacy.key_file)}),
+        }
+    )
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

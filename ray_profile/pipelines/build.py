@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ray_profile.config import Config
+from ray_profile.errors import EncoderError, QuarantineLimitError, SourceError
 from ray_profile.pipelines.report import Report, add
 from ray_profile.pipelines.run import Run
 from ray_profile.store.plan import RejectedFile
@@ -90,11 +91,16 @@ def build(
         engine = _engine(config, local, progress)
         watch.mark(summary, "start")
         try:
-            for wave in plan.waves:
-                folded = fold_wave(run, wave, engine)
-                summary.waves += 1
-                summary.reports += folded.reports
-                summary.rejected += folded.rejected
+            try:
+                for wave in plan.waves:
+                    folded = fold_wave(run, wave, engine)
+                    summary.waves += 1
+                    summary.reports += folded.reports
+                    summary.rejected += folded.rejected
+            except (QuarantineLimitError, EncoderError, SourceError):
+                if summary.waves or since < number:  # one bad wave must not keep the good ones from being read
+                    fuse_changed(run, engine, refresh)
+                raise
             watch.mark(summary, "fold")
             result = fuse_changed(run, engine, refresh)
             summary.profiles_written, summary.profiles_new = result.written, result.new

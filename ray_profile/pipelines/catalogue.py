@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from ray_profile.encode.tokens import readable_or_raise
 from ray_profile.pipelines import work
 from ray_profile.pipelines.engine import Engine
 from ray_profile.profile.items import ITEM_DTYPES, TAG_STRUCT
@@ -32,6 +33,7 @@ def update(
     mentioned: Sequence[pl.DataFrame],
     tagger: Tagger,
     engine: Engine,
+    model: str,
     at: Step,
 ) -> tuple[DataFile, ...]:
     """Bring the items table up to date with frames of schema.ITEMS and return its files.
@@ -49,7 +51,7 @@ def update(
     new, replaced = _changes(known.cast({name: ITEM_DTYPES[name] for name in names}), stated, mentioned)
     if new.is_empty():
         return tuple(files)
-    encoded = _encoded(new, tagger, engine)
+    encoded = _encoded(new, tagger, engine, model)
     removes: list[DataFile] = []
     if not replaced.is_empty():
         removes = files
@@ -83,10 +85,14 @@ def _changes(
     return pl.concat([said, seen]), said.join(known, on="item_id", how="semi").select("item_id")
 
 
-def _encoded(items: pl.DataFrame, tagger: Tagger, engine: Engine) -> pl.DataFrame:
+def _encoded(items: pl.DataFrame, tagger: Tagger, engine: Engine, model: str) -> pl.DataFrame:
     """Add vectors (each distinct title encoded once) and tags."""
     titles = items.select("title").drop_nulls().unique(maintain_order=True)["title"]
-    vectors = engine.encode(titles).vectors if len(titles) else np.zeros((0, 1), np.float16)
+    vectors = np.zeros((0, 1), np.float16)
+    if len(titles):
+        found = engine.encode(titles)
+        readable_or_raise(model, found.characters, found.unknown_characters)
+        vectors = found.vectors
     rows = pl.DataFrame({"title": titles}).with_row_index("at")
     at = items.select("title").join(rows, on="title", how="left", maintain_order="left")["at"]
     known = at.is_not_null().to_numpy()

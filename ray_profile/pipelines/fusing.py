@@ -99,13 +99,12 @@ def _statistics(
         return used, read_statistics(run.root, used)
     corpus = engine.statistics(run.root, run.width, states)
     version = (used or 0) + 1
-    while run.root.fs.exists(run.root.path(FOLDER, f"{version}.parquet")):
-        if read_statistics(run.root, version).equals(corpus):
-            return version, corpus
-        version += 1
     body = BytesIO()
     corpus.write_parquet(body)
-    run.root.create_bytes(body.getvalue(), FOLDER, f"{version}.parquet")
+    while not run.root.create_bytes(body.getvalue(), FOLDER, f"{version}.parquet"):
+        if read_statistics(run.root, version).equals(corpus):
+            break
+        version += 1
     return version, corpus
 
 

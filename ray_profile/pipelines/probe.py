@@ -39,14 +39,16 @@ def find_or_fit(run: Run, ranges: Sequence[Range], engine: Engine) -> Probe | No
     rated = sample.filter(pl.col("rating").is_not_null()).head(SAMPLE_ROWS)
     if rated.is_empty():
         return None
-    probe = Probe.fit(engine.encode(rated["text"]).vectors, rated["rating"], rated["user_id"])
+    return Probe.fit(engine.encode(rated["text"]).vectors, rated["rating"], rated["user_id"])
+
+
+def publish(root: Root, probe: Probe | None) -> None:
+    """Keep a probe for all waves to come; called once its wave is sure to be committed, if nobody comes first."""
     if probe is not None:
         body = probe.to_bytes()
         mark = hashlib.sha256(body).hexdigest()
-        run.root.create_bytes(body, *FOLDER, f"{mark}.safetensors")
-        run.root.create_json({"sha256": mark}, *FOLDER, "current.json")
-        return stored(run.root)  # of two runs that fitted one, the first one's counts
-    return None
+        root.create_bytes(body, *FOLDER, f"{mark}.safetensors")
+        root.create_json({"sha256": mark}, *FOLDER, "current.json")
 
 
 def stored(root: Root) -> Probe | None:

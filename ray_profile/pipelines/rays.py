@@ -72,11 +72,9 @@ class RayEngine:
         self._encoders = config.build.encoders
         self._insist_on_gpus()
         self._texts: list[Any] = []
-        # Encoders take at most two fifths of the cores, so that a task that reads or folds always fits beside them:
-        # else both wait for each other for ever. And never as much as a task: Ray fuses a task and an actor of equal
-        # needs, and the encoder would read files. (How many threads an encoder uses is another matter: see `_load`.)
-        self._cpus_per_encoder = min(0.9, 0.4 * cpus / self._encoders)
-        self._cpus_per_task = min(1.0, 0.6 * cpus)
+        # Encoders leave a core to the tasks that read and fold, or both wait for each other for ever; on one core they
+        # ask for none. (How many threads an encoder uses is another matter: see `_load`.)
+        self._cpus_per_encoder = min(0.9, max(0.0, (cpus - 1) / self._encoders))
         self._threads = max(1, int(cpus) // self._encoders)
         self._partitions = int(min(config.state.buckets, max(2, 2 * cpus), MAX_PARTITIONS))
         context = DataContext.get_current()
@@ -167,14 +165,15 @@ class RayEngine:
 
     def _partials(self, job: work.WaveJob, ranges: Sequence[Range], counter: Any) -> Dataset:
         """Partial states of all ranges, with `bucket` and `report`."""
-        spoken = [range_ for range_ in ranges if may_hold_text(job.config.sources[range_.file.source])]
-        silent = [range_ for range_ in ranges if range_ not in spoken]
+        speaks = {name: may_hold_text(source) for name, source in job.config.sources.items()}
+        spoken = [range_ for range_ in ranges if speaks[range_.file.source]]
+        silent = [range_ for range_ in ranges if not speaks[range_.file.source]]
         whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
         parts: list[Dataset] = []
         if spoken:
             settings = job.config.encoder
             read = self._read(job, spoken, counter).repartition(target_num_rows_per_block=work.ROWS_PER_TEXT_BLOCK)
-            tokens = read.map_batches(partial(_tokenise, settings=settings), num_cpus=self._cpus_per_task, **whole)
+            tokens = read.map_batches(partial(_tokenise, settings=settings), num_cpus=1, **whole)
             encoded = tokens.map_batches(
                 _EncodeActor,
                 fn_constructor_args=(settings, self._threads),
@@ -183,19 +182,15 @@ class RayEngine:
                 num_gpus=job.config.build.gpus_per_encoder or None,
                 **whole,
             )
-            parts.append(encoded.map_batches(partial(_fold, job=job), num_cpus=self._cpus_per_task, **whole))
+            parts.append(encoded.map_batches(partial(_fold, job=job), num_cpus=1, **whole))
         if silent:
-            parts.append(
-                self._read(job, silent, counter).map_batches(
-                    partial(_fold, job=job), num_cpus=self._cpus_per_task, **whole
-                )
-            )
+            parts.append(self._read(job, silent, counter).map_batches(partial(_fold, job=job), num_cpus=1, **whole))
         return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
 
     def _read(self, job: work.WaveJob, ranges: Sequence[Range], counter: Any) -> Dataset:
         numbers = ray.data.from_items([{"at": at} for at in range(len(ranges))], override_num_blocks=len(ranges))
         reader = partial(_read, job=job, ranges=list(ranges), costs=work.costs_of(job.config, ranges), counter=counter)
-        return numbers.map_batches(reader, batch_size=1, batch_format="pyarrow", num_cpus=self._cpus_per_task)
+        return numbers.map_batches(reader, batch_size=1, batch_format="pyarrow", num_cpus=1)
 
     @contextmanager
     def _watched(self, stage: str, total: float) -> Iterator[Any]:
@@ -267,7 +262,9 @@ def _load(settings: Settings, threads: int) -> TextEncoder:
 
     from ray_profile.encode.text import TextEncoder
 
-    torch.set_num_threads(threads)  # Ray gives an actor as many as its num_cpus, which here says something else
+    torch.set_num_threads(
+        min(threads, os.cpu_count() or 1)
+    )  # Ray gives an actor as many as its num_cpus, which here says something else
     return TextEncoder.load(settings)
 
 
@@ -349,10 +346,10 @@ def _plainly() -> Iterator[None]:
     """Raise the package's own errors as they were raised in a worker, and Ray's as a failed run."""
     try:
         yield
-    except RayProfileError:
-        raise
     except Exception as error:
-        at: BaseException | None = error
+        if isinstance(error, RayProfileError) and not isinstance(error, RayError):
+            raise
+        at: BaseException | None = error  # an error of ours from a task is both, and would print as Ray's traceback
         while at is not None:
             cause = getattr(at, "cause", None) or at.__cause__
             if isinstance(cause, RayProfileError):

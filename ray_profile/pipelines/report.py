@@ -77,9 +77,9 @@ def add(reports: Iterable[Report], source: str = "", file: str = "") -> Report:
     return total
 
 
-def by_file(reports: Iterable[Report]) -> dict[str, Report]:
-    """The sum of each file's reports, sorted by file."""
-    groups: dict[str, list[Report]] = {}
+def by_file(reports: Iterable[Report]) -> dict[tuple[str, str], Report]:
+    """The sum of the reports of each (source, file), sorted."""
+    groups: dict[tuple[str, str], list[Report]] = {}
     for report in reports:
-        groups.setdefault(report.file, []).append(report)
-    return {file: add(groups[file], groups[file][0].source, file) for file in sorted(groups)}
+        groups.setdefault((report.source, report.file), []).append(report)
+    return {key: add(groups[key], *key) for key in sorted(groups)}

@@ -14,7 +14,7 @@ from ray_profile.encode.weights import model_digest, read_json, resolve
 from ray_profile.errors import EncoderError, SourceError
 from ray_profile.schema import SCHEMA_VERSION
 from ray_profile.sources.files import SourceFile, expand
-from ray_profile.sources.formats import is_catalogue
+from ray_profile.sources.formats import describes_items, is_catalogue
 from ray_profile.sources.redact import fingerprint
 from ray_profile.store.plan import Plan
 from ray_profile.store.root import Root, RootFacts
@@ -71,6 +71,7 @@ class Run:
             self.clock,
             self.config.build.wave_gb,
             [name for name, source in sources.items() if is_catalogue(source)],
+            [name for name, source in sources.items() if describes_items(source)],
         )
         self._check_found(found)
         return plan
@@ -94,6 +95,8 @@ class Run:
 
     def _check_found(self, found: list[SourceFile]) -> None:
         missing = set(self.config.sources) - {file.source for file in found}
+        if not missing:
+            return
         missing -= {file.source for past in self.writer.past() for file in past.wave.files}
         _insist_on_files(self.config, sorted(missing))
 

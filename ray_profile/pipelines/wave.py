@@ -17,12 +17,16 @@ from ray_profile.pipelines.run import Run
 from ray_profile.profile.tagging import Tagger
 from ray_profile.schema import REASONS
 from ray_profile.sources.files import SourceFile
-from ray_profile.sources.formats import is_catalogue
+from ray_profile.sources.formats import describes_items, is_catalogue
 from ray_profile.sources.read import Range, ranges
-from ray_profile.store.plan import PlannedFile, RejectedFile, Wave
+from ray_profile.store.plan import Found, PlannedFile, RejectedFile, Wave
 from ray_profile.store.tables import DataFile
 
 MAX_BLAMED = 5
+
+
+#: A file may belong to two sources (orders that also make the catalogue), so that a path alone names nothing.
+Key = tuple[str, str]  # source, path
 
 
 @dataclass(frozen=True)
@@ -37,25 +41,27 @@ def fold_wave(run: Run, wave: Wave, engine: Engine) -> Folded:
     """Read a wave's files, commit their states, and say what became of every row.
 
     A file that turns out unreadable when some of its rows were folded already makes the wave fold again without it.
-    Raises `QuarantineLimitError`, `EncoderError`, `FencedError`, `StorageError`; nothing is committed then.
+    Raises `QuarantineLimitError`, `EncoderError`, `FencedError`, `StorageError`; no row is committed then.
     """
     run.writer.write_plan(wave)
     parts, rejected = _ranges(run, wave)
     tagger = make_tagger(run, engine)
     items = _catalogue(run, wave, parts, rejected, tagger, engine)
-    rows = [part for path, each in parts.items() for part in each if path not in rejected]
-    rows = [part for part in rows if not is_catalogue(run.config.sources[part.file.source])]
+    sources = run.config.sources
+    readable = [part for key, each in parts.items() for part in each if key not in rejected]
+    rows = [part for part in readable if not is_catalogue(sources[part.file.source])]
     head = probe.find_or_fit(run, rows, engine)
     job = work.WaveJob(run.config, run.root, wave.uuid, wave.number, run.clock, run.width, items, tagger, head)
     run.at("write.before")
     files, reports = _fold(run, job, rows, rejected, engine)
     run.at("write.after")
-    named = [_named(file, rejected[file.path]) for file in wave.files if file.path in rejected]
+    named = [_named(file, rejected[_key(file)]) for file in wave.files if _key(file) in rejected]
     try:
         _check(run, wave, reports, named)
     except RayProfileError:
         run.root.delete(f"states/{file.path}" for file in files)
         raise
+    probe.publish(run.root, head)
     run.writer.commit_wave(wave, files, named)
     return Folded(reports, named)
 
@@ -67,56 +73,75 @@ def make_tagger(run: Run, engine: Engine) -> Tagger:
     return Tagger(run.taxonomy, TagMatrix.build(run.taxonomy, engine, run.config.taxonomy.threshold))
 
 
-def _ranges(run: Run, wave: Wave) -> tuple[dict[str, list[Range]], dict[str, FileRejected]]:
+def _ranges(run: Run, wave: Wave) -> tuple[dict[Key, list[Range]], dict[Key, FileRejected]]:
     """The ranges of each readable file, and why each other one is rejected."""
-    parts: dict[str, list[Range]] = {}
-    rejected: dict[str, FileRejected] = {}
+    parts: dict[Key, list[Range]] = {}
+    rejected: dict[Key, FileRejected] = {}
     for file in wave.files:
         try:
-            parts[file.path] = ranges(SourceFile(**asdict(file)), run.config.sources[file.source])
+            parts[_key(file)] = ranges(SourceFile(**asdict(file)), run.config.sources[file.source])
         except FileRejected as error:
-            rejected[file.path] = error
+            rejected[_key(file)] = error
     return parts, rejected
 
 
 def _catalogue(
     run: Run,
     wave: Wave,
-    parts: Mapping[str, Sequence[Range]],
-    rejected: dict[str, FileRejected],
+    parts: Mapping[Key, Sequence[Range]],
+    rejected: dict[Key, FileRejected],
     tagger: Tagger,
     engine: Engine,
 ) -> tuple[DataFile, ...]:
-    every = [part for each in parts.values() for part in each]
+    sources = run.config.sources
+    every = [part for (name, _), each in parts.items() for part in each if describes_items(sources[name])]
     read = list(zip(every, engine.read_items(run.config, every), strict=True))
     for part, found in read:
         if found.rejected:
-            rejected[part.file.path] = found.rejected
-    good = [(part, found) for part, found in read if part.file.path not in rejected]
+            rejected[_key(part.file)] = found.rejected
+    good = [(part, found) for part, found in read if _key(part.file) not in rejected]
+    _check_catalogues(run, good)
     for at, (_, found) in enumerate(good):
         for table in found.nameless:
             folder = run.root.path("quarantine", wave.uuid)
             run.root.fs.makedirs(folder, exist_ok=True)
             with run.root.fs.open(f"{folder}/items-{at}.parquet", "wb") as file:
                 pq.write_table(table, file, compression="zstd")
-    stated = [f.items for part, f in good if is_catalogue(run.config.sources[part.file.source])]
-    mentioned = [f.items for part, f in good if not is_catalogue(run.config.sources[part.file.source])]
-    return catalogue.update(run.root, wave, stated, mentioned, tagger, engine, run.at)
+    stated = [found.items for part, found in good if is_catalogue(sources[part.file.source])]
+    mentioned = [found.items for part, found in good if not is_catalogue(sources[part.file.source])]
+    model = run.config.encoder.model
+    return catalogue.update(run.root, wave, stated, mentioned, tagger, engine, model, run.at)
+
+
+def _check_catalogues(run: Run, read: Sequence[tuple[Range, work.ItemsRead]]) -> None:
+    """A catalogue of which too many rows name no item fails the wave too; its rows are items, not users' rows."""
+    for name, source in run.config.sources.items():
+        mine = [found for part, found in read if part.file.source == name and is_catalogue(source)]
+        bad = sum(table.num_rows for found in mine for table in found.nameless)
+        named = sum(found.items.height for found in mine)
+        if bad and bad / (bad + named) > source.max_quarantine:
+            raise QuarantineLimitError(
+                f"[sources.{name}] {bad:,} rows of the catalogue are broken or name no item, beside {named:,} good "
+                f"items, and max_quarantine is {source.max_quarantine:.2%}; no row was committed. Mend the files, "
+                f"correct [sources.{name}], or raise sources.{name}.max_quarantine."
+            )
 
 
 def _fold(
-    run: Run, job: work.WaveJob, rows: Sequence[Range], rejected: dict[str, FileRejected], engine: Engine
+    run: Run, job: work.WaveJob, rows: Sequence[Range], rejected: dict[Key, FileRejected], engine: Engine
 ) -> tuple[list[DataFile], list[Report]]:
     while True:
         files, reports = engine.fold(job, rows)
-        bad = {r.file: FileRejected(r.file, r.rejected, r.transient) for r in reports if r.rejected}
+        bad = {(r.source, r.file): FileRejected(r.file, r.rejected, r.transient) for r in reports if r.rejected}
         rejected.update(bad)
         reports = [report for report in reports if not report.rejected]
-        if not any(report.file in bad for report in reports):
+        for source, path in bad:
+            work.drop_quarantined(run.root, job.uuid, source, path)
+        if not any((report.source, report.file) in bad for report in reports):
             return files, reports
         # Some of its rows are in the files: none of it may count, so the wave is folded again without it.
         run.root.delete(f"states/{file.path}" for file in files)
-        rows = [part for part in rows if part.file.path not in bad]
+        rows = [part for part in rows if _key(part.file) not in bad]
 
 
 def _check(run: Run, wave: Wave, reports: Sequence[Report], rejected: Sequence[RejectedFile]) -> None:
@@ -134,7 +159,7 @@ def _check(run: Run, wave: Wave, reports: Sequence[Report], rejected: Sequence[R
             blamed = _blame(mine, [file for file in rejected if file.source == name])
             raise QuarantineLimitError(
                 f"[sources.{name}] {share:.2%} of this wave cannot be used, and max_quarantine is "
-                f"{source.max_quarantine:.2%}; nothing was committed.\n{blamed}\n"
+                f"{source.max_quarantine:.2%}; no row was committed.\n{blamed}\n"
                 f"Mend the files, correct [sources.{name}], or raise sources.{name}.max_quarantine."
             )
 
@@ -148,6 +173,10 @@ def _blame(reports: Sequence[Report], rejected: Sequence[RejectedFile]) -> str:
             lines.append(f"  {report.file}: {why}; for example {', '.join(report.examples)}")
     more = len(lines) - MAX_BLAMED
     return "\n".join(lines[:MAX_BLAMED] + ([f"  ... and {more} more files"] if more > 0 else []))
+
+
+def _key(file: Found) -> Key:
+    return file.source, file.path
 
 
 def _named(file: PlannedFile, why: FileRejected) -> RejectedFile:

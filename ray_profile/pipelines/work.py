@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from socket import gethostname
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 from ray_profile.config import Config
 from ray_profile.encode.terms import Gazetteer
 from ray_profile.encode.tokens import Tokenizer
-from ray_profile.errors import FileRejected
+from ray_profile.errors import ConfigError, FileRejected
 from ray_profile.pipelines.report import MAX_EXAMPLES, Report
 from ray_profile.profile import statistics
 from ray_profile.profile.facet import FoldContext, FuseContext
@@ -39,7 +40,7 @@ from ray_profile.schema import ITEMS, ROWS
 from ray_profile.sources.formats import is_catalogue, may_hold_text
 from ray_profile.sources.ingest import ingest, ingest_items
 from ray_profile.sources.read import Range
-from ray_profile.sources.redact import bucket_of
+from ray_profile.sources.redact import bucket_of, fingerprint
 from ray_profile.state import StateSchema
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile, Table, read_files, write_file
@@ -147,6 +148,11 @@ def read(job: WaveJob, range_: Range) -> Iterator[Block]:
     """
     name, source = range_.file.source, job.config.sources[range_.file.source]
     key = job.config.privacy.key()
+    if fingerprint(key) != job.root.facts.key_fingerprint:
+        raise ConfigError(
+            f"the pseudonym key on this node ({gethostname()}) is not the one that {job.root.address} was made with "
+            f"(fingerprint {job.root.facts.key_fingerprint}, here {fingerprint(key)}); put it where [privacy] says"
+        )
     blocks = ingest(range_, source, job.clock, key, job.config.privacy.redact)
     at = 0
     while True:
@@ -185,9 +191,9 @@ def read_items(config: Config, range_: Range) -> ItemsRead:
 
 def costs_of(config: Config, ranges: Sequence[Range]) -> list[float]:
     """What each range may cost, for progress only: its part of its file's bytes, dearer where there is text."""
-    parts = Counter(range_.file.path for range_ in ranges)
+    parts = Counter(range_.file for range_ in ranges)
     dear = {name: TEXT_COST if may_hold_text(source) else 1.0 for name, source in config.sources.items()}
-    return [range_.file.size / parts[range_.file.path] * dear[range_.file.source] for range_ in ranges]
+    return [range_.file.size / parts[range_.file] * dear[range_.file.source] for range_ in ranges]
 
 
 def slices(block: Block) -> Iterator[Block]:
@@ -374,12 +380,22 @@ def _quarantine(job: WaveJob, range_: Range, at: int, rows: pa.Table, report: Re
     report.quarantined = dict(frame["reason"].value_counts().sort("reason").iter_rows())
     first = frame.head(MAX_EXAMPLES)
     report.examples = [f"row {row} ({reason})" for row, reason in zip(first["row"], first["reason"], strict=True)]
-    mark = f"{range_.file.path}\n{range_.row_group}\n{range_.start}\n{at}"
-    name = f"{hashlib.sha256(mark.encode()).hexdigest()[:24]}.parquet"
+    mark = f"{range_.row_group}\n{range_.start}\n{at}"
+    name = f"{_mark_of(range_.file.source, range_.file.path)}-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.parquet"
     folder = job.root.path("quarantine", job.uuid)
     job.root.fs.makedirs(folder, exist_ok=True)
     with job.root.fs.open(f"{folder}/{name}", "wb") as file:
         pq.write_table(rows, file, compression="zstd")
+
+
+def drop_quarantined(root: Root, uuid: str, source: str, path: str) -> None:
+    """Forget the quarantined rows of a file that is rejected whole after all."""
+    mine = _mark_of(source, path)
+    root.delete(entry.path for entry in root.list("quarantine", uuid) if entry.path.rsplit("/", 1)[-1].startswith(mine))
+
+
+def _mark_of(source: str, path: str) -> str:
+    return hashlib.sha256(f"{source}\n{path}".encode()).hexdigest()[:16]
 
 
 def _read_profiles(root: Root, files: Sequence[DataFile]) -> pl.DataFrame:

@@ -45,7 +45,10 @@ def combine(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """Add up the parts of all buckets and keep the most common terms; sorted by statistic and key."""
     total = _added(parts)
     is_term = pl.col("statistic") == "term"
-    common = total.filter(is_term).sort(["value", "key"], descending=[True, False]).head(MAX_TERMS)
+    # A term that one user has is told apart by none of the rest, and may be what only they would say: not kept.
+    common = (
+        total.filter(is_term & (pl.col("value") > 1)).sort(["value", "key"], descending=[True, False]).head(MAX_TERMS)
+    )
     return pl.concat([total.filter(~is_term), common]).sort("statistic", "key")
 
 

@@ -91,6 +91,12 @@ def is_catalogue(source: Source) -> bool:
     return source.format.endswith("-items")
 
 
+def describes_items(source: Source) -> bool:
+    """Whether rows of the source are items, or say what their item is (its title, category, brand ...)."""
+    made = _format(source, "X")((), source)
+    return made.items or bool({*ITEM_COLUMNS} & {*made.columns, *source.columns})
+
+
 def may_hold_text(source: Source) -> bool:
     """Whether rows of the source can carry a text, so that an encoder is worth starting for it."""
     made = _format(source, "X")((), source)

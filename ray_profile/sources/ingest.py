@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,7 +17,7 @@ from ray_profile.sources.check import Checked, Seen, check
 from ray_profile.sources.formats import ITEM_COLUMNS
 from ray_profile.sources.items import item_ids, items
 from ray_profile.sources.read import Chunk, Range, read
-from ray_profile.sources.redact import pseudonyms, redact
+from ray_profile.sources.redact import pseudonyms, redact, redact_distinct
 from ray_profile.sources.values import as_text, identifiers
 
 RAW_CHARS = 2_000  # of each text in a quarantined row; the rest stands in the source file
@@ -106,8 +106,12 @@ def _field(rows: pl.DataFrame, name: str) -> pl.Expr:
 
 
 def _private(rows: pl.DataFrame, key: bytes | None, redact_text: bool) -> pl.DataFrame:
-    rows = rows.with_columns(pseudonyms(rows["user_id"], key).alias("user_id"))
-    return rows.with_columns(redact(rows["text"]).alias("text")) if redact_text else rows
+    """Users and orders as pseudonyms (an order tells whose it is), and personal data out of free text."""
+    rows = rows.with_columns(pseudonyms(rows[name], key).alias(name) for name in ("user_id", "order_id"))
+    if not redact_text:
+        return rows
+    rare = [redact_distinct(rows[name]).alias(name) for name in ("place", "device")]
+    return rows.with_columns(redact(rows["text"]).alias("text"), *rare)
 
 
 def _quarantine(range_: Range, chunk: Chunk, checked: Checked, key: bytes | None, redact_text: bool) -> pa.Table:
@@ -117,11 +121,17 @@ def _quarantine(range_: Range, chunk: Chunk, checked: Checked, key: bytes | None
 
 
 def _rejected_items(range_: Range, chunk: Chunk, nameless: pl.Series) -> pa.Table:
-    raw = _as_json(chunk.frame.filter(nameless))
+    """What a catalogue rejects, redacted as a catalogue's texts are; a line that cannot be parsed is left out."""
+    raw = _as_json(_redacted_strings(chunk.frame.filter(nameless)))
     rows = pl.DataFrame({"row": chunk.numbers.filter(nameless), "raw": raw}).select(
         "row", pl.lit("item_missing").alias("reason"), "raw"
     )
-    return _table(range_, rows, chunk.broken.with_columns(_cut(chunk.broken["raw"])))
+    return _table(range_, rows, chunk.broken.with_columns(raw=pl.lit(None, pl.String)))
+
+
+def _redacted_strings(frame: pl.DataFrame, leave: Collection[str] = ()) -> pl.DataFrame:
+    names = [name for name, dtype in frame.schema.items() if dtype == pl.String and name not in leave]
+    return frame.with_columns(_redacted(_cut(frame[name])).alias(name) for name in names)
 
 
 def _table(range_: Range, rows: pl.DataFrame, broken: pl.DataFrame) -> pa.Table:
@@ -148,9 +158,10 @@ def _raw(checked: Checked, chunk: Chunk, key: bytes | None, redact_text: bool) -
     for name in (*columns.get("title", ()), *columns.get("text", ())):
         text = _cut(as_text(bad[name]))
         bad = bad.with_columns((_redacted(text) if redact_text else text).alias(name))
-    for name in columns.get("user_id", ()):
+    secret = (*columns.get("user_id", ()), *columns.get("order_id", ()))
+    for name in secret:
         bad = bad.with_columns(pseudonyms(identifiers(bad[name]), key).alias(name))
-    return _as_json(bad)
+    return _as_json(_redacted_strings(bad, secret) if redact_text else bad)
 
 
 def _as_json(frame: pl.DataFrame) -> pl.Series:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from ray_profile.schema import ITEMS
 from ray_profile.sources.clean import clean
 from ray_profile.sources.formats import Layout
+from ray_profile.sources.redact import redact_distinct
 from ray_profile.sources.values import as_text, identifiers, joined, numbers
 
 MAX_ATTRIBUTE_CHARS = 40  # longer values are sentences, which nobody names
@@ -47,7 +48,7 @@ def _described(frame: pl.DataFrame, ids: pl.Series, made: Layout) -> pl.DataFram
     return pl.DataFrame(
         {
             "item_id": ids,
-            "title": clean(joined(frame, title)) if title else nothing,
+            "title": redact_distinct(clean(joined(frame, title))) if title else nothing,
             "categories": _lists(frame, category, _path),
             "brand": identifiers(joined(frame, has["brand"])) if "brand" in has else nothing,
             "price": price,

@@ -90,6 +90,13 @@ def find(text: str) -> list[tuple[int, int, str]]:
 # --- user ids --------------------------------------------------------------------------------------------------------
 
 
+def redact_distinct(texts: pl.Series) -> pl.Series:
+    """`redact` for a column of few distinct values: each is looked at once."""
+    distinct = texts.unique()
+    known = pl.DataFrame({"text": distinct, "clean": redact(distinct)})
+    return pl.DataFrame({"text": texts}).join(known, on="text", how="left", maintain_order="left")["clean"]
+
+
 def pseudonyms(users: pl.Series, key: bytes | None) -> pl.Series:
     """HMAC-SHA256 of each user id under `key`, first 32 hex digits (128 bits); without a key the ids unchanged.
 

@@ -122,18 +122,20 @@ def make_plan(
     clock: datetime,
     wave_bytes: float,
     replaceable: Collection[str] = (),
+    describing: Collection[str] = (),
 ) -> Plan:
     """Split the files that no wave of `past` has folded into waves of at most `wave_bytes`, numbered from `number` + 1.
 
     A larger file is a wave of its own. Files of `replaceable` sources (catalogues) may change: they are read again.
+    They and the `describing` sources, whose rows say what their items are, come first.
     Raises `ChangedFileError` for any other folded file whose size or tag differs, and `RootError` for a digest that
     must not change or a source that was renamed.
     """
     assert clock.tzinfo is not None, "the clock must carry its zone"
-    # Catalogues come first, so that however small the waves are, no row is folded before its item is known.
+    # Whoever describes items comes first: however small the waves are, no row is folded before its item is known.
     files = sorted(
         (PlannedFile(f.source, f.path, f.size, f.tag) for f in found),
-        key=lambda f: (f.source not in replaceable, f.source, f.path),
+        key=lambda f: (f.source not in replaceable, f.source not in describing, f.source, f.path),
     )
     listed = {(file.source, file.path) for file in files}
     assert len(listed) == len(files), "a source lists a file twice"

@@ -187,9 +187,10 @@ class Writer:
         clock: datetime,
         wave_gb: float,
         replaceable: Collection[str] = (),
+        describing: Collection[str] = (),
     ) -> Plan:
         """What is to be folded in of the files that the sources list now: see `plan.make_plan`."""
-        plan = make_plan(found, self.past(), self.number, digests, config, clock, wave_gb * GB, replaceable)
+        plan = make_plan(found, self.past(), self.number, digests, config, clock, wave_gb * GB, replaceable, describing)
         self._own.update(wave.uuid for wave in plan.waves)
         return plan
 

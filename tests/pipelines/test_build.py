@@ -15,7 +15,7 @@ import pytest
 import tiny
 from equal import assert_equal_frames, assert_equal_roots, profiles_of, states_of
 
-from ray_profile.config import Config, load
+from ray_profile.config import Config, load, parse
 from ray_profile.errors import (
     ChangedFileError,
     ConfigError,
@@ -329,3 +329,55 @@ def test_a_mistyped_path_leaves_no_root_behind(shop: Shop, tmp_path: Path) -> No
     with pytest.raises(SourceError, match="match no file"):
         run(tiny.config_of(shop, tmp_path / "root", 'sources.events.paths=["/nowhere/nothing-*"]'))
     assert not (tmp_path / "root").exists()
+
+
+def test_one_file_of_two_sources_counts_for_both(shop: Shop, tmp_path: Path) -> None:
+    """Orders that are read as purchases and, by another source, as the catalogue."""
+    path = tmp_path / "orders.csv"
+    path.write_text(
+        "user,item,title,ts\n" + "".join(f"u{n},i{n % 3},Guitar {n % 3},2025-10-0{n % 9 + 1}\n" for n in range(30))
+    )
+    columns = {"user_id": "user", "item_id": "item", "ts": "ts"}
+    common = {"format": "columns", "paths": [str(path)]}
+    config = load(shop.config, [f"root={tmp_path / 'root'}", "encoder.dtype=float32"]).model_dump()
+    config["taxonomy"], config["privacy"] = {}, {}
+    config["sources"] = {
+        "a_orders": {**common, "kind": "purchase", "columns": columns},
+        "b_views": {**common, "kind": "view", "columns": columns},
+        "z_catalogue": {**common, "columns": {"item_id": "item", "title": "title", "categories": "title"}},
+    }
+    done = run(parse(config))
+    assert done.report.rows_read == done.report.rows_folded == 60
+    kinds = profiles_of(tmp_path / "root")["kinds"].explode().struct.field("kind").value_counts()
+    assert dict(kinds.iter_rows()) == {"purchase": 30, "view": 30}
+    assert profiles_of(tmp_path / "root")["tags"].list.len().min() == 1
+
+
+def test_orders_are_pseudonyms_and_places_are_redacted(shop: Shop, tmp_path: Path) -> None:
+    path = tmp_path / "orders.csv"
+    path.write_text("user,item,ts,order,place\nann,i1,2025-10-01 10:00:00,ORD-77,call +49 170 1234567\n")
+    columns = {"user_id": "user", "item_id": "item", "ts": "ts", "order_id": "order", "place": "place"}
+    config = load(shop.config, [f"root={tmp_path / 'root'}", "encoder.dtype=float32"]).model_dump()
+    config["taxonomy"] = {}
+    config["sources"] = {"orders": {"format": "columns", "kind": "purchase", "paths": [str(path)], "columns": columns}}
+    run(parse(config))
+    stored = str(states_of(tmp_path / "root", tiny.WIDTH).to_dicts()) + str(profiles_of(tmp_path / "root").to_dicts())
+    assert "ORD-77" not in stored
+    assert "1234567" not in stored
+    assert "<PHONE>" in stored
+
+
+def test_a_wave_that_fails_does_not_keep_the_ones_before_it_from_being_read(shop: Shop, tmp_path: Path) -> None:
+    mine = copied(shop, tmp_path / "shop")
+    spoilt = mine.reviews[-1]
+    spoilt.write_bytes(gzip.compress(gzip.decompress(spoilt.read_bytes()) + b"no json at all\n" * 50))
+    with pytest.raises(QuarantineLimitError, match=spoilt.name):
+        run(tiny.config_of(mine, tmp_path / "root", "build.wave_gb=1e-9"))
+    assert profiles_of(tmp_path / "root").height > 0
+
+
+def test_a_catalogue_of_which_too_much_is_broken_fails_the_wave(shop: Shop, tmp_path: Path) -> None:
+    mine = copied(shop, tmp_path / "shop")
+    mine.items.write_text(mine.items.read_text() + "no json at all\n" * 50)
+    with pytest.raises(QuarantineLimitError, match=r"sources.items.*50 rows of the catalogue"):
+        run(tiny.config_of(mine, tmp_path / "root"))
