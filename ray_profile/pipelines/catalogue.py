@@ -46,8 +46,7 @@ def update(
     claim = Claim(root, table, CATALOGUE)
     files = claim.handle.files()
     names = [name for name in ITEM_DTYPES if name not in ("vector", "tags")]
-    known = pl.from_arrow(read_files(table, files, columns=names))
-    assert isinstance(known, pl.DataFrame)
+    known = work.frame_of(read_files(table, files, columns=names))
     new, replaced = _changes(known.cast({name: ITEM_DTYPES[name] for name in names}), stated, mentioned)
     if new.is_empty():
         return tuple(files)
@@ -55,8 +54,7 @@ def update(
     removes: list[DataFile] = []
     if not replaced.is_empty():
         removes = files
-        kept = pl.from_arrow(read_files(table, files, columns=list(ITEM_DTYPES)))
-        assert isinstance(kept, pl.DataFrame)
+        kept = work.frame_of(read_files(table, files, columns=list(ITEM_DTYPES)))
         kept = kept.select(*ITEM_DTYPES).cast(pl.Schema(ITEM_DTYPES)).join(replaced, on="item_id", how="anti")
         encoded = pl.concat([kept, encoded])
     added = write_file(table, 0, work.file_name(wave.uuid), encoded.sort("item_id").to_arrow())

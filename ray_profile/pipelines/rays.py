@@ -292,7 +292,7 @@ def _fold(table: pa.Table, job: work.WaveJob) -> pa.Table:
 
 
 def _write(table: pa.Table, job: work.WaveJob) -> pa.Table:
-    frame = _frame(table)
+    frame = work.frame_of(table)
     reports = frame.filter(pl.col(REPORT).is_not_null())[REPORT].to_list()
     states = frame.filter(pl.col(REPORT).is_null()).drop(REPORT)
     states = states.cast(pl.Schema(state_schema(job.width).dtypes | {"bucket": pl.Int32()}))
@@ -321,15 +321,9 @@ def _packed(rows: pl.DataFrame, reports: Sequence[Report]) -> pa.Table:
 
 
 def _unpacked(table: pa.Table) -> tuple[pl.DataFrame, list[Report]]:
-    frame = _frame(table)
+    frame = work.frame_of(table)
     said = frame[REPORT].drop_nulls().to_list()
     return frame.filter(pl.col(REPORT).is_null()).drop(REPORT), [Report.from_json(text) for text in said]
-
-
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
 
 
 _tokenizers: dict[Settings, Tokenizer] = {}

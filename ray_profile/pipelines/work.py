@@ -170,7 +170,7 @@ def read(job: WaveJob, range_: Range) -> Iterator[Block]:
         report.rows_folded = ingested.rows.num_rows
         _quarantine(job, range_, at, ingested.quarantined, report)
         report.assert_balanced()
-        yield Block(_frame(ingested.rows), report)
+        yield Block(frame_of(ingested.rows), report)
         at += 1
 
 
@@ -181,8 +181,8 @@ def read_items(config: Config, range_: Range) -> ItemsRead:
     try:
         tables = list(ingest_items(range_, source, nameless))
     except FileRejected as error:
-        return ItemsRead(pl.DataFrame(_frame(ITEMS.empty_table())), [], error)
-    frames = [_frame(table) for table in tables] or [_frame(ITEMS.empty_table())]
+        return ItemsRead(pl.DataFrame(frame_of(ITEMS.empty_table())), [], error)
+    frames = [frame_of(table) for table in tables] or [frame_of(ITEMS.empty_table())]
     whole = pl.concat(frames)
     if is_catalogue(source):
         return ItemsRead(whole.unique("item_id", keep="last", maintain_order=True), nameless)
@@ -275,7 +275,7 @@ def read_states(
     """State rows of some files in the dtypes of the state (and `wave_no`), not merged."""
     dtypes = {**state_schema(width).dtypes, "wave_no": pl.Int64()}
     names = list(dtypes) if columns is None else list(columns)
-    frame = _frame(read_files(states_table(root, width), list(files), columns=names))
+    frame = frame_of(read_files(states_table(root, width), list(files), columns=names))
     return frame.select(names).cast({name: dtypes[name] for name in names})
 
 
@@ -330,7 +330,7 @@ def load_items(root: Root, files: Sequence[DataFile], width: int, with_vectors: 
     if not files:
         return Items.none(width)
     names = [name for name in ITEM_DTYPES if with_vectors or name != "vector"]
-    frame = _frame(read_files(items_table(root), list(files), columns=names))
+    frame = frame_of(read_files(items_table(root), list(files), columns=names))
     if not with_vectors:
         frame = frame.with_columns(pl.lit(None, pl.Binary).alias("vector"))
     return Items.of(frame.select(*ITEM_DTYPES).cast(pl.Schema(ITEM_DTYPES)), width)
@@ -376,7 +376,7 @@ def _items_with_vectors(wrapped: _ByKey) -> Items:
 def _quarantine(job: WaveJob, range_: Range, at: int, rows: pa.Table, report: Report) -> None:
     if rows.num_rows == 0:
         return
-    frame = _frame(rows)
+    frame = frame_of(rows)
     report.quarantined = dict(frame["reason"].value_counts().sort("reason").iter_rows())
     first = frame.head(MAX_EXAMPLES)
     report.examples = [f"row {row} ({reason})" for row, reason in zip(first["row"], first["reason"], strict=True)]
@@ -401,15 +401,16 @@ def _mark_of(source: str, path: str) -> str:
 def _read_profiles(root: Root, files: Sequence[DataFile]) -> pl.DataFrame:
     if not files:
         return pl.DataFrame(schema=PROFILE_DTYPES)
-    frame = _frame(read_files(profiles_table(root), list(files), columns=list(PROFILE_DTYPES)))
+    frame = frame_of(read_files(profiles_table(root), list(files), columns=list(PROFILE_DTYPES)))
     return frame.select(*PROFILE_DTYPES).cast(pl.Schema(PROFILE_DTYPES))
 
 
 def _row_dtypes() -> dict[str, pl.DataType]:
-    return dict(_frame(ROWS.empty_table()).schema)
+    return dict(frame_of(ROWS.empty_table()).schema)
 
 
-def _frame(table: pa.Table) -> pl.DataFrame:
+def frame_of(table: pa.Table) -> pl.DataFrame:
+    """An Arrow table as a Polars frame, sharing its memory."""
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame
