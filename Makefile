@@ -2,9 +2,10 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+BENCHMARKS := startup encode fold overhead increment memory store
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint fast clean
+.PHONY: demo test lint fast bench clean
 
 demo: $(INSTALLED)  ## simulate a shop, build its profiles, show two, score them all
 	$(BIN)/ray-profile demo --folder demo
@@ -14,6 +15,11 @@ test: lint  ## style, types and every test
 
 fast: $(INSTALLED)  ## the tests that need neither Ray nor minutes
 	$(BIN)/python -m pytest -m "not slow and not ray"
+
+bench: $(INSTALLED)  ## the short form of every benchmark; fails where a ratio lies beyond benchmarks/floors.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@failed=; for each in $(BENCHMARKS); do $(BIN)/python benchmarks/$$each.py || failed="$$failed $$each"; done; \
+	if [ -n "$$failed" ]; then echo "beyond a floor or broken:$$failed"; exit 1; fi
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
