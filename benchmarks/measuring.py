@@ -30,7 +30,7 @@ def arguments(what: str) -> argparse.ArgumentParser:
     """The options that every benchmark has: --full (else the short form), --data, --out."""
     parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the whole work; without it the short form of `make bench`")
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder of real data")
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="folder of real data")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     return parser
 
@@ -38,10 +38,8 @@ def arguments(what: str) -> argparse.ArgumentParser:
 def machine(*packages: str) -> dict[str, Any]:
     """The machine, and the versions of the packages that the work rests on."""
     info = Path("/proc/cpuinfo")
-    fields = dict(
-        (key.strip(), value.strip())
-        for key, _, value in (line.partition(":") for line in (info.read_text() if info.exists() else "").splitlines())
-    )
+    lines = info.read_text().splitlines() if info.exists() else []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(fields.get("flags", "").split())
     return {
         "cpu": fields.get("model name", platform.processor() or platform.machine()),
