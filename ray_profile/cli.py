@@ -156,11 +156,15 @@ def status(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, as_
 
 
 @app.command()
-def compact(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def compact(
+    config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, local: Local = False, as_json: AsJson = False
+) -> None:
     """Merge the states of buckets that have many files, and delete what no version of the last 24 hours needs."""
     from ray_profile.pipelines.compact import compact as run
+    from ray_profile.progress import without_chatter
 
-    done = run(_load(config, overrides))
+    with nullcontext() if local else without_chatter():
+        done = run(_load(config, overrides), local=local)
     if as_json:
         _print_json(done.to_json())
         return

@@ -77,7 +77,7 @@ class Encoder(Frozen):
     prefix: str = ""  # e5 wants "query: "
     pooling: Literal["mean", "cls", "last"] = "mean"
     max_length: int = Field(default=256, ge=8, le=8192)  # tokens; longer texts are cut and counted
-    tokens_per_batch: int = Field(default=8192, ge=64)
+    tokens_per_batch: int = Field(default=8192, ge=64)  # at most; a CPU takes fewer, which fit its caches
     dtype: Literal["auto", "float32", "bf16"] = "auto"
 
 
@@ -130,9 +130,10 @@ class Build(Frozen):
     """`[build]`: how a run works; none of it changes what comes out."""
 
     wave_gb: float = Field(default=64.0, gt=0)  # source bytes of one wave
+    memory_gb: float = Field(default=0.5, gt=0)  # partial states that a plain loop holds before it writes them to disk
     cpus: int | None = Field(default=None, ge=1)  # for Ray on this machine; absent: all
-    encoders: int = Field(default=1, ge=1)  # encoder actors
-    gpus_per_encoder: float = Field(default=0.0, ge=0)
+    encoders: int | None = Field(default=None, ge=1)  # encoder actors; absent: one a GPU, one where there is none
+    gpus_per_encoder: float | None = Field(default=None, ge=0)  # absent: 1 where Ray has GPUs when the run starts
 
 
 class Config(Frozen):

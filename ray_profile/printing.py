@@ -80,11 +80,14 @@ def _summary_rows(done: Summary) -> Iterator[tuple[str, str, str]]:
             yield f"    {reason}", f"{rows:,}", REASONS.get(reason, "")
         yield "files rejected whole", f"{len(done.rejected):,}", ""
     yield "users with a profile", f"{done.users:,}", f"version {done.profiles_version} of the table"
-    yield "profiles written", f"{done.profiles_written:,}", f"{done.profiles_new:,} of them new"
+    new, changed = f"{done.profiles_new:,} new", f"{done.profiles_changed:,} changed"
+    yield "profiles written", f"{done.profiles_written:,}", f"{new}, {changed}"
     if report.texts:
         rate = report.tokens / report.seconds["encode"] if report.seconds.get("encode") else 0.0
         yield "texts encoded", f"{report.texts:,}", f"{report.truncated:,} cut at the encoder's max_length"
         yield "tokens", f"{report.tokens:,}", f"{rate:,.0f} a second of encoding"
+    for name, states in done.full.items():
+        yield f"full: {name}", f"{states:,}", "states whose map is full; the rest of it stands under _other"
     yield "seconds", f"{done.seconds:.1f}", ""
     for stage, seconds in done.stages.items():
         inside = [f"{name} {s:.1f}" for name, s in sorted(report.seconds.items()) if stage == "fold" and s >= 0.05]

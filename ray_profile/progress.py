@@ -10,12 +10,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from ray_profile.printing import console
 
-Tell = Callable[[str, float, float], None]
+#: The stage, how much is done and how much there is, and how many rows or profiles are among what is done.
+Tell = Callable[[str, float, float, int], None]
 
+#: What a stage counts besides its own measure.
+COUNTED = {"fold": "rows", "fuse": "profiles"}
 PLAIN_EVERY_SECONDS = 5.0
 
 #: Ray Data's own word on what our progress shows already, and its remark that it shows nothing itself.
@@ -48,21 +61,34 @@ def progress() -> Iterator[Tell]:
         TextColumn("{task.description:<8}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
+        _Rate(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=console(stderr=True), transient=True) as bars:
         tasks = {"starting": bars.add_task("starting", total=None)}
 
-        def tell(stage: str, done: float, total: float) -> None:
+        def tell(stage: str, done: float, total: float, rows: int = 0) -> None:
             if "starting" in tasks:
                 bars.remove_task(tasks.pop("starting"))
             if stage in tasks and done < bars.tasks[bars.task_ids.index(tasks[stage])].completed:
                 bars.remove_task(tasks.pop(stage))  # the next wave
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=max(total, 1.0))
-            bars.update(tasks[stage], completed=done if total else 1.0, total=max(total, 1.0))
+                tasks[stage] = bars.add_task(stage, total=max(total, 1.0), rows=0)
+            bars.update(tasks[stage], completed=done if total else 1.0, total=max(total, 1.0), rows=rows)
 
         yield tell
+
+
+class _Rate(ProgressColumn):
+    """Rows or profiles a second since the stage began."""
+
+    def render(self, task: Task) -> Text:
+        rate = _rate(task.description, task.fields.get("rows", 0), task.elapsed or 0.0)
+        return Text(rate, style="progress.data.speed")
+
+
+def _rate(stage: str, rows: int, seconds: float) -> str:
+    return f"{rows / seconds:,.0f} {COUNTED.get(stage, 'rows')}/s" if rows and seconds > 0 else ""
 
 
 def plain_progress(clock: Callable[[], float] = time.monotonic, write: Callable[[str], object] | None = None) -> Tell:
@@ -71,7 +97,7 @@ def plain_progress(clock: Callable[[], float] = time.monotonic, write: Callable[
     began: dict[str, tuple[float, float]] = {}
     said: dict[str, tuple[float, float]] = {}
 
-    def tell(stage: str, done: float, total: float) -> None:
+    def tell(stage: str, done: float, total: float, rows: int = 0) -> None:
         now, share = clock(), min(max(0.0, done / total), 1.0) if total > 0 else 1.0
         at, before = said.get(stage, (now, -1.0))
         if share < before or stage not in began:  # a stage begins, or the next wave does
@@ -82,7 +108,8 @@ def plain_progress(clock: Callable[[], float] = time.monotonic, write: Callable[
         start, first = began[stage]
         moving = first + 0.001 < share < 1 and now > start  # less says nothing about the rest
         left = f", about {(now - start) * (1 - share) / (share - first):,.0f} s left" if moving else ""
-        say(f"{stage}: {share:.0%}{left}\n")
+        rate = _rate(stage, rows, now - start)
+        say(f"{stage}: {share:.0%}{f', {rate}' if rate else ''}{left}\n")
 
     return tell
 

@@ -8,18 +8,35 @@ updates need to know. Every kind is a pair of functions, so that merging is righ
 
 A fold gathers entries made from rows; `merge` gathers what `spread` makes of states, so folding rows in any number of
 blocks and waves and in any order gives one result (floats to their last bits). A frame of entries has the column `g`
-(UInt32, the row number of the group) and the columns that the kind names.
+(UInt32, the row number of the group) and the columns that the kind names; a gathered frame is sorted by `g`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import polars as pl
 import polars_hash as plh
+
+from ray_profile.segments import Aggregate as Aggregate  # facets name it with the kinds
+from ray_profile.segments import (
+    Index,
+    Runs,
+    first_of_each,
+    halves,
+    listed,
+    lists,
+    ordered,
+    places,
+    ranks,
+    spaced,
+    starts,
+    unlisted,
+    words,
+)
 
 KEYS = ("user_id", "period")
 OTHER = "_other"  # the key under which a map keeps what it has no room for
@@ -27,7 +44,6 @@ PART = "\x1f"  # joins the parts of a map's key: tag and source, tag and item
 SESSION_GAP_MINUTES = 30
 
 TIME = pl.Datetime("us", "UTC")
-Aggregate = Literal["sum", "min", "max"]
 
 
 class Column(Protocol):
@@ -55,7 +71,9 @@ class Scalar:
     dtype: pl.DataType = field(default_factory=pl.Float64)
 
     def gather(self, entries: pl.DataFrame) -> pl.DataFrame:
-        return entries.group_by("g").agg(_aggregate(self.name, self.how).cast(self.dtype))
+        runs = Runs.of(entries["g"].to_numpy().astype(np.uint64))
+        reduced = runs.reduce(entries[self.name].cast(self.dtype), self.how)
+        return pl.DataFrame([entries["g"].gather(runs.firsts), reduced])
 
     def spread(self, states: pl.DataFrame) -> pl.DataFrame:
         return states.filter(pl.col(self.name).is_not_null())
@@ -70,16 +88,15 @@ class VectorSum:
 
     @property
     def dtype(self) -> pl.DataType:
-        return pl.Array(pl.Float64, self.width)
+        return pl.List(pl.Float64())  # not Array, which takes its width in memory even where it is null
 
     def gather(self, entries: pl.DataFrame) -> pl.DataFrame:
-        entries = entries.filter(pl.col(self.name).is_not_null()).sort("g", maintain_order=True)
-        if entries.is_empty():
-            return pl.DataFrame(schema={"g": pl.UInt32, self.name: self.dtype})
-        g = entries["g"].to_numpy()
-        starts = np.flatnonzero(np.r_[True, g[1:] != g[:-1]])
-        sums = np.add.reduceat(entries[self.name].to_numpy().astype(np.float64), starts, axis=0)
-        return pl.DataFrame({"g": entries["g"].gather(starts), self.name: pl.Series(sums, dtype=self.dtype)})
+        entries = entries.filter(pl.col(self.name).is_not_null())
+        runs = Runs.of(entries["g"].to_numpy().astype(np.uint64))
+        matrix = entries[self.name].explode().to_numpy().astype(np.float64).reshape(-1, self.width)[runs.order]
+        sums = np.add.reduceat(matrix, runs.starts, axis=0) if len(runs.starts) < len(matrix) else matrix
+        column = lists(np.full(len(sums), self.width), pl.Series(self.name, sums.ravel()), self.dtype)
+        return pl.DataFrame([entries["g"].gather(runs.firsts), column])
 
     def spread(self, states: pl.DataFrame) -> pl.DataFrame:
         return states.filter(pl.col(self.name).is_not_null())
@@ -108,19 +125,25 @@ class MapSum:
         return pl.List(pl.Struct({"key": pl.String(), **{n: d for n, (_, d) in self.values.items()}}))
 
     def gather(self, entries: pl.DataFrame) -> pl.DataFrame:
-        sums = self._sum(entries.select("g", pl.col("key").cast(pl.String), *self.values))
-        full = sums.filter(pl.col("key") != OTHER).group_by("g").len().filter(pl.col("len") > self.cap)
-        if not full.is_empty():
-            over = sums.join(full.select("g"), on="g", how="semi")
-            sums = pl.concat([sums.join(full.select("g"), on="g", how="anti"), self._sum(self._cap(over))])
-        packed = sums.sort("g", "key").group_by("g", maintain_order=True).agg(pl.struct("key", *self.values))
-        return packed.select("g", pl.col("key").cast(self.dtype).alias(self.name))
+        sums = self.sum(entries)
+        group = sums["g"].to_numpy()
+        lengths = np.diff(starts(group), append=len(group))
+        if (lengths > self.cap).any():
+            over = np.repeat(lengths > self.cap, lengths)
+            sums = pl.concat([sums.filter(~over), self.sum(self._cap(sums.filter(over)))]).sort(
+                "g", maintain_order=True
+            )
+        return listed(sums, "g", self.name, self.dtype)
 
     def spread(self, states: pl.DataFrame) -> pl.DataFrame:
-        return _explode(states, self.name)
+        return unlisted(states, self.name)
 
-    def _sum(self, entries: pl.DataFrame) -> pl.DataFrame:
-        return entries.group_by("g", "key").agg(_aggregate(n, how).cast(d) for n, (how, d) in self.values.items())
+    def sum(self, entries: pl.DataFrame, by: str = "g") -> pl.DataFrame:
+        """[by, key, *values]: the entries of each key of each group as one, in order; no key is left out."""
+        runs = Runs.of(words(entries[by].to_numpy(), ranks(entries["key"])))
+        keys = entries["key"].gather(runs.firsts).cast(pl.String)
+        values = (runs.reduce(entries[name].cast(dtype), how) for name, (how, dtype) in self.values.items())
+        return pl.DataFrame([entries[by].gather(runs.firsts), keys, *values])
 
     def _cap(self, sums: pl.DataFrame) -> pl.DataFrame:
         kept = pl.col("key").is_in([OTHER]) | (pl.col("rank") <= self.cap)
@@ -143,15 +166,14 @@ class LastN:
         return pl.List(pl.Struct({"ts": TIME, "id": pl.String(), **self.fields}))
 
     def gather(self, entries: pl.DataFrame) -> pl.DataFrame:
-        names = ["ts", "id", *self.fields]
-        order = entries.select("g", *names).sort(
-            ["g", *names], descending=[False, True] + [False] * (len(names) - 1), nulls_last=True
-        )
-        packed = order.group_by("g", maintain_order=True).head(self.n).group_by("g", maintain_order=True)
-        return packed.agg(pl.struct(names).alias(self.name).cast(self.dtype.inner))  # type: ignore[attr-defined]
+        group = entries["g"].to_numpy()
+        latest = halves(entries["ts"].to_physical().to_numpy(), falling=True)
+        order = ordered(words(group, latest), entries, {"ts": True, "id": False, **dict.fromkeys(self.fields, False)})
+        order = order[places(group[order]) < self.n]
+        return listed(entries.select("g", "ts", "id", *self.fields)[order], "g", self.name, self.dtype)
 
     def spread(self, states: pl.DataFrame) -> pl.DataFrame:
-        return _explode(states, self.name)
+        return unlisted(states, self.name)
 
 
 @dataclass(frozen=True)
@@ -173,23 +195,33 @@ class TopK:
         return pl.List(pl.Struct({"key": pl.String(), "id": pl.String(), "weight": pl.Float64(), **self.fields}))
 
     def gather(self, entries: pl.DataFrame) -> pl.DataFrame:
-        names = ["key", "id", "weight", *self.fields]
-        entries = entries.select("g", *names).with_columns(pl.col("key").cast(pl.String), pl.col("id").cast(pl.String))
-        order = ["g", "key", "weight", "id", *self.fields]
-        falling = [name == "weight" for name in order]
-        best = entries.sort(order, descending=falling, nulls_last=True).unique(
-            ["g", "key", "id"], keep="first", maintain_order=True
-        )
-        best = best.group_by("g", "key", maintain_order=True).head(self.k)
-        keys = best.select("g", "key").unique()
-        if keys.group_by("g").len().filter(pl.col("len") > self.cap).height:
-            kept = _ranked(keys, self.by_first).filter(pl.col("rank") <= self.cap).drop("rank")
-            best = best.join(kept, on=["g", "key"], how="semi", maintain_order="left")
-        packed = best.group_by("g", maintain_order=True).agg(pl.struct(names).alias(self.name))
-        return packed.select("g", pl.col(self.name).cast(self.dtype))
+        best, run = self.best(entries.select("g", "key", pl.col("id").cast(pl.String), "weight", *self.fields))
+        best = best.with_columns(pl.col("key").cast(pl.String))
+        first = starts(run)
+        group = best["g"].to_numpy()[first]
+        keys = np.diff(starts(group), append=len(group))
+        over = np.repeat(keys > self.cap, keys)
+        if over.any():
+            ranked = _ranked(best[first[over]].select("g", "key"), self.by_first)
+            kept = np.ones(len(first), np.bool_)
+            kept[over] = (ranked["rank"] <= self.cap).to_numpy()
+            best = best.filter(np.repeat(kept, np.diff(first, append=len(run))))
+        return listed(best, "g", self.name, self.dtype)
 
     def spread(self, states: pl.DataFrame) -> pl.DataFrame:
-        return _explode(states, self.name)
+        return unlisted(states, self.name)
+
+    def best(self, entries: pl.DataFrame, by: str = "g") -> tuple[pl.DataFrame, Index]:
+        """The k best entries of each key of each group, in order; and the number (N,) of the pair that each is of."""
+        pairs = Runs.of(words(entries[by].to_numpy(), ranks(entries["key"])))
+        pair = np.empty(entries.height, np.int64)
+        pair[pairs.order] = pairs.numbers
+        greatest = halves(entries["weight"].to_numpy(), falling=True)
+        rank = {"weight": True, "id": False, **dict.fromkeys(self.fields, False)}
+        order = ordered(words(pair, greatest), entries, rank)
+        order = order[first_of_each(pair[order], entries["id"].gather(order))]
+        order = order[places(pair[order]) < self.k]
+        return entries[order], pair[order]
 
 
 @dataclass(frozen=True)
@@ -205,11 +237,10 @@ class Intervals:
 
     def gather(self, entries: pl.DataFrame) -> pl.DataFrame:
         joined = join_intervals(entries.select("g", "start", "end"), self.gap_minutes)
-        packed = joined.group_by("g", maintain_order=True).agg(pl.struct("start", "end").alias(self.name))
-        return packed.select("g", pl.col(self.name).cast(self.dtype))
+        return listed(joined, "g", self.name, self.dtype)
 
     def spread(self, states: pl.DataFrame) -> pl.DataFrame:
-        return _explode(states, self.name)
+        return unlisted(states, self.name)
 
 
 @dataclass(frozen=True)
@@ -228,48 +259,65 @@ class StateSchema:
         return keys | {column.name: column.dtype for column in self.columns}
 
     def assemble(self, keys: pl.DataFrame, pieces: Iterable[pl.DataFrame]) -> pl.DataFrame:
-        """Join gathered columns [g, name] to `keys` [g, user_id, period]; a column without a piece is empty."""
-        out = keys
+        """Put gathered columns [g, name] beside `keys` [g, user_id, period]; a column without a piece is empty."""
+        made: dict[str, pl.Series] = {}
         for piece in pieces:
-            out = out.join(piece, on="g", how="left", maintain_order="left")
-        missing = [column for column in self.columns if column.name not in out.columns]
-        out = out.with_columns(pl.lit(None, dtype=column.dtype).alias(column.name) for column in missing)
-        lists = [column.name for column in self.columns if isinstance(column.dtype, pl.List)]
+            piece = piece if piece["g"].is_sorted() else piece.sort("g")
+            groups = piece["g"].to_numpy()
+            made |= {column.name: spaced(groups, column, keys.height) for column in piece.drop("g")}
+        for column in self.columns:
+            if column.name not in made:
+                made[column.name] = spaced(np.zeros(0, np.int64), pl.Series(column.name, [], column.dtype), keys.height)
         sums = [column.name for column in self.columns if isinstance(column, Scalar) and column.how == "sum"]
-        filled = out.with_columns(
-            *(pl.col(name).fill_null(pl.lit([], dtype=self.dtypes[name])) for name in lists),
-            *(pl.col(name).fill_null(0) for name in sums),
-        )
-        return filled.select(*self.dtypes).cast(pl.Schema(self.dtypes))
+        out = keys.with_columns(made.values()).with_columns(pl.col(name).fill_null(0) for name in sums)
+        return out.select(*self.dtypes).cast(pl.Schema(self.dtypes))
 
     def merge(self, states: pl.DataFrame) -> pl.DataFrame:
         """States with any number of rows per key -> one row per key, sorted by key. Extra columns are dropped."""
-        states = states.select(*self.dtypes)
-        alone = pl.struct(KEYS).is_unique()
-        done, rest = states.filter(alone), states.filter(~alone)
-        if rest.is_empty():
-            return done.sort(KEYS)
-        g, keys = group(rest)
+        states = states.select(*self.dtypes).rechunk()  # Polars gathers lists from one chunk many times as fast
+        g, keys = group(states)
+        order = np.argsort(g.to_numpy(), kind="stable")
+        rows = np.bincount(g.to_numpy(), minlength=keys.height)
+        again = np.repeat(rows > 1, rows)
+        if not again.any():
+            return states[order]
+        g, shared = group(rest := states[order[again]])
         rest = rest.with_columns(g)
-        pieces = [column.gather(column.spread(rest.select("g", column.name))) for column in self.columns]
-        return pl.concat([done, self.assemble(keys, pieces)]).sort(KEYS)
+        pieces = (column.gather(column.spread(rest.select("g", column.name))) for column in self.columns)
+        row = order[np.cumsum(rows) - rows]  # of each key the only one, or one of the merged, which follow
+        row[rows > 1] = states.height + np.arange(shared.height)
+        merged: pl.DataFrame = pl.concat([states, self.assemble(shared, pieces)], rechunk=True)[row]
+        return merged
 
 
 def group(rows: pl.DataFrame) -> tuple[pl.Series, pl.DataFrame]:
     """Number the (user_id, period) of each row. Returns `g` (UInt32, one a row) and the frame [g, user_id, period]."""
-    keys = rows.select(KEYS).unique(maintain_order=False).sort(KEYS).with_row_index("g")
-    g = rows.select(KEYS).join(keys, on=KEYS, how="left", maintain_order="left")["g"]
-    return g, keys.select("g", *KEYS)
+    days = rows["period"].to_physical().to_numpy().astype(np.int64) + 2**31
+    runs = Runs.of(words(ranks(rows["user_id"]), days))
+    g = np.empty(rows.height, np.uint32)
+    g[runs.order] = runs.numbers
+    return pl.Series("g", g), rows[runs.firsts].select(KEYS).with_row_index("g")
 
 
 def join_intervals(entries: pl.DataFrame, gap_minutes: int = SESSION_GAP_MINUTES) -> pl.DataFrame:
     """Intervals [g, start, end] -> the joined ones, sorted by g and start."""
-    entries = entries.sort("g", "start", "end")
-    reach = pl.col("end").cum_max().over("g").shift(1).over("g")
-    opens = (pl.col("start") - reach > pl.duration(minutes=gap_minutes)).fill_null(True)
-    entries = entries.with_columns(opens.cum_sum().alias("session"))
-    joined = entries.group_by("g", "session", maintain_order=True).agg(pl.col("start").min(), pl.col("end").max())
-    return joined.drop("session")
+    keys = words(entries["g"].to_numpy(), halves(entries["start"].to_physical().to_numpy()))
+    entries = entries[ordered(keys, entries, {"start": False, "end": False})]
+    group, start, end = (entries[name].to_physical().to_numpy() for name in ("g", "start", "end"))
+    # The latest end so far in each group: groups ascend, so a running maximum over both never looks back past one.
+    moments, rank = np.unique(end, return_inverse=True)
+    reach = moments[np.maximum.accumulate(words(group, rank)).astype(np.uint32)]
+    opens = np.r_[True, (group[1:] != group[:-1]) | (start[1:] - reach[:-1] > gap_minutes * 60_000_000)][: len(group)]
+    first = np.flatnonzero(opens)
+    last = np.r_[first[1:], len(group)][: len(first)] - 1
+    return entries[first].with_columns(pl.Series("end", reach[last]).cast(TIME))
+
+
+def states_at_cap(states: pl.DataFrame, column: MapSum) -> int:
+    """How many states have a map that has reached its cap, so that `_other` holds some of their keys."""
+    long = states.lazy().select(column.name).filter(pl.col(column.name).list.len() > column.cap)  # no other can have it
+    other = pl.element().struct.field("key") == OTHER
+    return int(long.select(pl.col(column.name).list.eval(other).list.any().sum()).collect().item())
 
 
 def distinct_keys(states: pl.DataFrame, column: MapSum) -> pl.Series:
@@ -278,23 +326,13 @@ def distinct_keys(states: pl.DataFrame, column: MapSum) -> pl.Series:
     h_cap is the largest kept hash as a share of the hash range (Bar-Yossef et al., RANDOM 2002). Float64, one a row.
     """
     numbered = states.select(pl.col(column.name)).with_row_index("g")
-    entries = _explode(numbered, column.name).select("g", "key")
+    entries = unlisted(numbered, column.name).select("g", "key")
     share = _key_hash("key").str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64).cast(pl.Float64) / 2.0**64
     full = pl.col("key").is_in([OTHER]).any()
     named = pl.col("key") != OTHER
     estimate = pl.when(full).then((named.sum() - 1) / pl.col("share").filter(named).max()).otherwise(named.sum())
     counted = entries.with_columns(share.alias("share")).group_by("g").agg(estimate.cast(pl.Float64).alias("n"))
     return numbered.select("g").join(counted, on="g", how="left", maintain_order="left")["n"].fill_null(0.0)
-
-
-def _explode(states: pl.DataFrame, name: str) -> pl.DataFrame:
-    filled = states.select("g", name).filter(pl.col(name).list.len() > 0)
-    return filled.explode(name).unnest(name)
-
-
-def _aggregate(name: str, how: Aggregate) -> pl.Expr:
-    column = pl.col(name)
-    return column.sum() if how == "sum" else column.min() if how == "min" else column.max()
 
 
 def _ranked(frame: pl.DataFrame, by_first: bool) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ray_profile.pipelines import work
+from ray_profile.pipelines import tables
 from ray_profile.profile.fold import state_schema
 from ray_profile.store.root import Root
 from ray_profile.store.tables import Table, read_files
@@ -32,9 +32,9 @@ def profiles_of(address: object) -> pl.DataFrame:
 def states_of(address: object, width: int) -> pl.DataFrame:
     """All states of a root, merged, sorted by user and period."""
     root = Root.existing(str(address))
-    handle = work.states_table(root, width).open()
+    handle = tables.states_table(root, width).open()
     assert handle is not None, f"{address} has no states"
-    return state_schema(width).merge(work.read_states(root, width, handle.files()))
+    return state_schema(width).merge(tables.read_states(root, width, handle.files()))
 
 
 def assert_equal_roots(left: object, right: object, width: int, ignore: tuple[str, ...] = ()) -> None:

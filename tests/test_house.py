@@ -25,7 +25,7 @@ LAYERS = (
     ("profile",),
     ("train", "apply"),
     ("pipelines",),
-    ("printing", "progress", "cli"),
+    ("printing", "progress", "cli", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -158,11 +158,22 @@ def test_profiles_of_a_built_shop_fit_the_screen(shop: Shop, built: Path, width:
 def test_a_summary_accounts_for_every_row_and_names_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     report = Report("s", "f", 1_000, 990, 4, {"time_missing": 6})
     bad = RejectedFile("s", "/tmp/[red].csv", 1, "tag", reason="not CSV", transient=False)
-    done = Summary(waves=1, users=3, profiles_written=3, profiles_new=3, profiles_version=1, keyed=False)
+    done = Summary(waves=1, users=3, profiles_new=2, profiles_changed=1, profiles_version=1, keyed=False)
     done.reports, done.rejected, done.stages = [report], [bad], {"fold": 1.0}
+    done.full = {"terms": 12_345}
     printing.summary(done)
     text = capsys.readouterr().out
-    for said in ("1,000", "990", "time_missing", "the row has no time", "[red].csv: not CSV", "[privacy]"):
+    for said in (
+        "1,000",
+        "990",
+        "time_missing",
+        "the row has no time",
+        "[red].csv: not CSV",
+        "[privacy]",
+        "2 new, 1 changed",
+        "full: terms",
+        "12,345",
+    ):
         assert said in text
     printing.summary(Summary(files_folded_before=7, keyed=False))
     assert capsys.readouterr().out.startswith("nothing new: 7 files are folded in already")

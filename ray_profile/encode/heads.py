@@ -19,8 +19,6 @@ import polars_hash as plh
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
 
 from ray_profile.encode.taxonomy import Taxonomy
 from ray_profile.errors import EncoderError
@@ -156,6 +154,8 @@ def _fit(x: Floats, y: npt.NDArray[np.intp], strength: float, weight: Literal["b
     Measured on 2,880 reviews of amazon_2023 (81 % positive), 575 held out, MiniLM, C = 10: unweighted macro-F1 .566,
     accuracy .890; balanced .572, .807, and 72 % predicted positive of 87 %; balanced and corrected .615, .894, 86 %.
     """
+    from sklearn.linear_model import LogisticRegression  # a second of every worker's start, and only a fit needs it
+
     model = LogisticRegression(C=strength, class_weight=weight, max_iter=1000).fit(x, y)
     weights, bias = np.zeros((3, x.shape[1]), np.float32), np.full(3, -np.inf, np.float32)
     binary = len(model.classes_) == 2  # scikit-learn then keeps the second class's logit only
@@ -168,6 +168,8 @@ def _fit(x: Floats, y: npt.NDArray[np.intp], strength: float, weight: Literal["b
 
 
 def _scores(truth: npt.NDArray[np.intp], guess: npt.NDArray[np.intp]) -> dict[str, float]:
+    from sklearn.metrics import accuracy_score, f1_score
+
     return {
         "f1": float(f1_score(truth, guess, average="macro", zero_division=0)),
         "accuracy": float(accuracy_score(truth, guess)),

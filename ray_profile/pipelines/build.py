@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from ray_profile.config import Config
 from ray_profile.errors import EncoderError, QuarantineLimitError, SourceError
-from ray_profile.pipelines.report import Report, add
+from ray_profile.pipelines.report import Report, add, counted
 from ray_profile.pipelines.run import Run
 from ray_profile.store.plan import RejectedFile
 from ray_profile.store.tables import Table
-from ray_profile.store.waves import Step, ignore_step, pending
+from ray_profile.store.waves import Step, ignore_step, unfused
 
 if TYPE_CHECKING:
     from ray_profile.pipelines.engine import Engine, Progress
@@ -32,13 +32,14 @@ class Summary:
 
     waves: int = 0
     users: int = 0
-    profiles_written: int = 0
     profiles_new: int = 0
+    profiles_changed: int = 0
     profiles_version: int | None = None
     files_folded_before: int = 0
     rejected: list[RejectedFile] = field(default_factory=list)
     rejected_before: list[RejectedFile] = field(default_factory=list)
-    reports: list[Report] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)  # one a file
+    full: dict[str, int] = field(default_factory=dict)  # map column -> states in which it has reached its cap
     keyed: bool = True
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
@@ -46,6 +47,10 @@ class Summary:
     @property
     def report(self) -> Report:
         return add(self.reports)
+
+    @property
+    def profiles_written(self) -> int:
+        return self.profiles_new + self.profiles_changed
 
     def to_json(self) -> dict[str, Any]:
         """The keys that scripts read."""
@@ -83,12 +88,12 @@ def build(
     summary = Summary(keyed=run.keyed, files_folded_before=len(plan.folded), rejected_before=list(plan.rejected))
     watch.mark(summary, "plan")
     profiles = Table(run.root, "profiles")
-    since, number = pending(run.writer.handle, profiles.open())
-    if plan.waves or since < number or (refresh and number > 0):
+    due = unfused(run.writer.handle, profiles.open())
+    if plan.waves or due or (refresh and run.writer.number > 0):
         from ray_profile.pipelines.fusing import fuse_changed
         from ray_profile.pipelines.wave import fold_wave
 
-        engine = _engine(config, local, progress)
+        engine = engine_of(config, local, progress)
         watch.mark(summary, "start")
         try:
             try:
@@ -97,13 +102,14 @@ def build(
                     summary.waves += 1
                     summary.reports += folded.reports
                     summary.rejected += folded.rejected
+                    summary.full = counted((summary.full, folded.full))
             except (QuarantineLimitError, EncoderError, SourceError):
-                if summary.waves or since < number:  # one bad wave must not keep the good ones from being read
+                if summary.waves or due:  # one bad wave must not keep the good ones from being read
                     fuse_changed(run, engine, refresh)
                 raise
             watch.mark(summary, "fold")
             result = fuse_changed(run, engine, refresh)
-            summary.profiles_written, summary.profiles_new = result.written, result.new
+            summary.profiles_new, summary.profiles_changed = result.new, result.changed
         finally:
             engine.close()
         watch.mark(summary, "fuse")
@@ -126,13 +132,14 @@ class _Watch:
         self._last = now
 
 
-def _engine(config: Config, local: bool, progress: Progress | None) -> Engine:
+def engine_of(config: Config, local: bool, progress: Progress | None = None) -> Engine:
+    """Where the tasks of a run are done: on Ray, which this starts where RAY_ADDRESS names no cluster, or here."""
     from ray_profile.pipelines.engine import no_progress
 
     if local:
         from ray_profile.pipelines.local import LocalEngine
 
-        return LocalEngine(config.encoder, progress or no_progress)
+        return LocalEngine(config, progress or no_progress)
     from ray_profile.pipelines.rays import RayEngine
 
     return RayEngine(config, progress or no_progress)

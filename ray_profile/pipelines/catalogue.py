@@ -13,13 +13,13 @@ import polars as pl
 import pyarrow as pa
 
 from ray_profile.encode.tokens import readable_or_raise
-from ray_profile.pipelines import work
 from ray_profile.pipelines.engine import Engine
+from ray_profile.pipelines.tables import frame_of, items_table
 from ray_profile.profile.items import ITEM_DTYPES, TAG_STRUCT
 from ray_profile.profile.tagging import Tagger
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile, read_files, write_file
-from ray_profile.store.waves import Claim, Step, Wave
+from ray_profile.store.waves import Claim, Step, Wave, file_name
 
 CATALOGUE = "catalogue"  # the application id by which two runs that change the catalogue fence each other
 
@@ -41,12 +41,12 @@ def update(
     Of `stated` items the last word counts, of `mentioned` ones the first. Nothing is committed where nothing changed.
     Raises `FencedError` where another run has changed the catalogue meanwhile.
     """
-    table = work.items_table(root)
+    table = items_table(root)
     table.create()
     claim = Claim(root, table, CATALOGUE)
     files = claim.handle.files()
     names = [name for name in ITEM_DTYPES if name not in ("vector", "tags")]
-    known = work.frame_of(read_files(table, files, columns=names))
+    known = frame_of(read_files(table, files, columns=names))
     new, replaced = _changes(known.cast({name: ITEM_DTYPES[name] for name in names}), stated, mentioned)
     if new.is_empty():
         return tuple(files)
@@ -54,15 +54,32 @@ def update(
     removes: list[DataFile] = []
     if not replaced.is_empty():
         removes = files
-        kept = work.frame_of(read_files(table, files, columns=list(ITEM_DTYPES)))
+        kept = frame_of(read_files(table, files, columns=list(ITEM_DTYPES)))
         kept = kept.select(*ITEM_DTYPES).cast(pl.Schema(ITEM_DTYPES)).join(replaced, on="item_id", how="anti")
         encoded = pl.concat([kept, encoded])
-    added = write_file(table, 0, work.file_name(wave.uuid), encoded.sort("item_id").to_arrow())
+    added = write_file(table, 0, file_name(wave.uuid), encoded.sort("item_id").to_arrow())
     at("items.before")
     claim.commit(wave.uuid, claim.number + 1, lambda handle, ids: handle.replace_files([added], removes, ids))
     at("items.after")
     root.delete(claim.orphans())
     return tuple(claim.handle.files())
+
+
+def compact(root: Root, wave_uuid: str, max_files: int) -> tuple[int, int]:
+    """Merge the files of a catalogue that has more than `max_files`; returns how many there were and are, 0 and 0 where
+    it was left alone. Raises `FencedError` where a run has changed the catalogue meanwhile."""
+    table = items_table(root)
+    if table.open() is None:
+        return 0, 0
+    claim = Claim(root, table, CATALOGUE)
+    files = claim.handle.files()
+    if len(files) <= max_files:
+        return 0, 0
+    whole = frame_of(read_files(table, files, columns=list(ITEM_DTYPES))).select(*ITEM_DTYPES)
+    rows = whole.cast(pl.Schema(ITEM_DTYPES)).sort("item_id").to_arrow()
+    added = write_file(table, 0, file_name(wave_uuid), rows)
+    claim.commit(wave_uuid, claim.number + 1, lambda handle, ids: handle.replace_files([added], files, ids))
+    return len(files), 1
 
 
 def _changes(

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from io import BytesIO
 
 import polars as pl
 
-from ray_profile.pipelines import work
+from ray_profile.pipelines.buckets import FuseJob
 from ray_profile.pipelines.engine import Engine
-from ray_profile.pipelines.run import Run
+from ray_profile.pipelines.run import NEWEST, Run
+from ray_profile.pipelines.tables import items_table, profiles_table
 from ray_profile.profile.periods import end_of
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile
-from ray_profile.store.waves import Fuse, Version
+from ray_profile.store.waves import Fuse, Version, wave_of
 
 #: Application ids that the fuse's commit carries beside its number: what the profiles are made with.
 STATISTICS, AS_OF = "statistics", "as_of"
@@ -25,10 +26,10 @@ FOLDER = "statistics"
 
 @dataclass(frozen=True)
 class FuseResult:
-    """What a fuse wrote."""
+    """How many profiles a fuse made, and how many it changed."""
 
-    written: int
-    new: int
+    new: int = 0
+    changed: int = 0
 
 
 def fuse_changed(run: Run, engine: Engine, refresh: bool) -> FuseResult:
@@ -36,20 +37,20 @@ def fuse_changed(run: Run, engine: Engine, refresh: bool) -> FuseResult:
 
     Raises `FencedError` where another run has fused meanwhile, `StorageError` where the store fails.
     """
-    profiles = work.profiles_table(run.root)
+    profiles = profiles_table(run.root)
     profiles.create()
     fuse = Fuse(run.root, run.writer.handle, profiles, run.at)
     states = by_bucket(run.writer.handle.files())
     since = -1 if refresh else fuse.since
-    due = {bucket: files for bucket, files in states.items() if any(work.wave_of(f) > since for f in files)}
+    due = {bucket: files for bucket, files in states.items() if any(wave_of(f) > since for f in files)}
     if fuse.since > fuse.number:
-        return FuseResult(0, 0)  # a later run has fused what this one sees, and more
+        return FuseResult()  # a later run has fused what this one sees, and more
     if not due:
         fuse.commit([], [])
-        return FuseResult(0, 0)
+        return FuseResult()
     version, corpus = _statistics(run, engine, states, fuse.handle, refresh)
-    as_of = _as_of(run, states, fuse.handle, since)
-    job = work.FuseJob(
+    as_of = _as_of(run, fuse.handle)
+    job = FuseJob(
         run.root,
         fuse.uuid,
         since,
@@ -62,11 +63,11 @@ def fuse_changed(run: Run, engine: Engine, refresh: bool) -> FuseResult:
         due,
         by_bucket(fuse.handle.files(), due),
     )
-    fused = [each for each in engine.fuse(job, sorted(due)) if each.file is not None]
+    fused = [each for each in engine.fuse(job) if each.file is not None]
     adds = [each.file for each in fused if each.file is not None]
     fuse.commit(adds, [each.bucket for each in fused], {STATISTICS: version, AS_OF: int(as_of.timestamp())})
     fuse.remove_orphans()
-    return FuseResult(sum(each.written for each in fused), sum(each.new for each in fused))
+    return FuseResult(sum(each.new for each in fused), sum(each.changed for each in fused))
 
 
 def by_bucket(
@@ -108,15 +109,15 @@ def _statistics(
     return version, corpus
 
 
-def _as_of(run: Run, states: Mapping[int, Sequence[DataFile]], profiles: Version, since: int) -> datetime:
+def _as_of(run: Run, profiles: Version) -> datetime:
     """The end of the newest period, never the clock: the same files give the same profiles on any day."""
-    fresh = [file for files in states.values() for file in files if work.wave_of(file) > since]
-    newest = work.read_states(run.root, run.width, fresh, ["period"])["period"].max()
-    end = end_of(newest, run.root.facts.period)  # type: ignore[arg-type]
+    newest = run.writer.handle.transaction(NEWEST)
+    assert newest is not None, "states have rows, so their commits name the newest period"
+    end = end_of(date.fromordinal(newest), run.root.facts.period)
     before = profiles.transaction(AS_OF)
     return max(end, datetime.fromtimestamp(before, UTC)) if before is not None else end
 
 
 def _items(root: Root) -> list[DataFile]:
-    handle = work.items_table(root).open()
+    handle = items_table(root).open()
     return [] if handle is None else handle.files()

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from ray_profile.config import Config
-from ray_profile.config import Encoder as Settings
+from ray_profile.pipelines import buckets as by_bucket
 from ray_profile.pipelines import work
 from ray_profile.pipelines.engine import Progress, no_progress
-from ray_profile.pipelines.report import Report
+from ray_profile.pipelines.report import Report, by_file
 from ray_profile.pipelines.spill import Spill
 from ray_profile.profile import statistics
 from ray_profile.profile.fold import state_schema
@@ -21,6 +21,7 @@ from ray_profile.sources.formats import may_hold_text
 from ray_profile.sources.read import Range
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile
+from ray_profile.store.waves import GB
 
 if TYPE_CHECKING:
     from ray_profile.encode.text import Encoded, TextEncoder
@@ -29,52 +30,52 @@ if TYPE_CHECKING:
 class LocalEngine:
     """`engine.Engine` in this process."""
 
-    def __init__(self, settings: Settings, progress: Progress = no_progress) -> None:
-        self._settings = settings
+    def __init__(self, config: Config, progress: Progress = no_progress) -> None:
+        self._config = config
         self._progress = progress
 
     @cached_property
     def _encoder(self) -> TextEncoder:
         from ray_profile.encode.text import TextEncoder
 
-        return TextEncoder.load(self._settings)
+        return TextEncoder.load(self._config.encoder)
 
     def close(self) -> None:
         """Nothing to give back."""
 
-    def read_items(self, config: Config, ranges: Sequence[Range]) -> list[work.ItemsRead]:
+    def read_items(self, config: Config, ranges: Sequence[Range]) -> Iterator[work.ItemsRead]:
         """See `Engine`."""
-        return [work.read_items(config, range_) for range_ in ranges]
+        return (work.read_items(config, range_) for range_ in ranges)
 
     def encode(self, texts: pl.Series) -> Encoded:
         """See `Engine`."""
         return self._encoder.encode(texts)
 
-    def fold(self, job: work.WaveJob, ranges: Sequence[Range]) -> tuple[list[DataFile], list[Report]]:
+    def fold(self, job: work.WaveJob, ranges: Sequence[Range]) -> tuple[list[work.Written], list[Report]]:
         """See `Engine`."""
-        reports: list[Report] = []
         costs = work.costs_of(job.config, ranges)
-        done = 0.0
-        with Spill(state_schema(job.width)) as spill:
+        total = sum(costs)
+        reports: dict[tuple[str, str], Report] = {}
+        rows, before = 0, 0.0
+        with Spill(state_schema(job.width), int(self._config.build.memory_gb * GB)) as spill:
             for range_, cost in zip(ranges, costs, strict=True):
-                rows = 0
-                for block in self._encoded(job, range_):
-                    rows += block.rows.height
+                done = before
+                for block in self._encoded(job, range_, cost):
                     states, report = work.fold_block(block, job)
                     spill.add(states)
-                    reports.append(report)
-                    if range_.kind == "parquet":  # the others do not know how many rows they have
-                        self._progress("fold", done + cost * min(rows / (range_.end - range_.start), 1.0), sum(costs))
-                done += cost
-                self._progress("fold", done, sum(costs))
+                    reports |= by_file([*filter(None, [reports.get((report.source, report.file))]), report])
+                    rows, done = rows + report.rows_read, min(done + report.cost, before + cost)
+                    self._progress("fold", done, total, rows)
+                before += cost
+                self._progress("fold", before, total, rows)
             written = [work.write_states(job, bucket, states) for bucket, states in spill.buckets()]
-        work.assert_all_arrived(written, reports)
-        return [each.file for each in written], reports
+        work.assert_all_arrived(written, reports.values())
+        return written, list(reports.values())
 
-    def _encoded(self, job: work.WaveJob, range_: Range) -> Iterator[work.Block]:
+    def _encoded(self, job: work.WaveJob, range_: Range, cost: float) -> Iterator[work.Block]:
         """The blocks of a range, with vectors where there is text."""
         may_speak = may_hold_text(job.config.sources[range_.file.source])
-        for block in work.read(job, range_):
+        for block in work.read(job, range_, cost):
             if not may_speak or block.rows["text"].null_count() == block.rows.height:
                 yield block
                 continue
@@ -83,12 +84,18 @@ class LocalEngine:
 
     def statistics(self, root: Root, width: int, states: Mapping[int, Sequence[DataFile]]) -> pl.DataFrame:
         """See `Engine`."""
-        return statistics.combine(work.statistics_of_bucket(root, width, states[bucket]) for bucket in sorted(states))
+        return statistics.combine(
+            by_bucket.statistics_of_bucket(root, width, states[bucket]) for bucket in sorted(states)
+        )
 
-    def fuse(self, job: work.FuseJob, buckets: Sequence[int]) -> list[work.Fused]:
+    def fuse(self, job: by_bucket.FuseJob) -> list[by_bucket.Fused]:
         """See `Engine`."""
-        fused = []
-        for at, bucket in enumerate(sorted(buckets), start=1):
-            fused.append(work.fuse_bucket(job, bucket))
-            self._progress("fuse", at, len(buckets))
+        fused: list[by_bucket.Fused] = []
+        for group in by_bucket.groups_of(job, 1):
+            fused += by_bucket.fuse_buckets(job, group)
+            self._progress("fuse", len(fused), len(job.states), sum(each.new + each.changed for each in fused))
         return fused
+
+    def merge(self, job: by_bucket.MergeJob, buckets: Sequence[int]) -> list[DataFile]:
+        """See `Engine`."""
+        return [by_bucket.merge_bucket(job, bucket) for bucket in buckets]

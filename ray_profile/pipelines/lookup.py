@@ -13,7 +13,7 @@ from ray_profile.errors import ConfigError, RootError, UnknownUserError
 from ray_profile.sources.redact import bucket_of, fingerprint, pseudonym
 from ray_profile.store.root import Root
 from ray_profile.store.tables import Handle, Table, read_files
-from ray_profile.store.waves import pending
+from ray_profile.store.waves import WRITER, Writer, unfused
 
 
 def profile_of(config: Config, user: str, as_of: str | None = None) -> dict[str, Any]:
@@ -39,7 +39,6 @@ def status_of(config: Config) -> dict[str, Any]:
     root = Root.existing(config.root)
     states, profiles = Table(root, "states").open(), Table(root, "profiles").open()
     items = Table(root, "items", partitioned=False).open()
-    fused, waves = pending(states, profiles) if states is not None else (0, 0)
     crowded = _files_by_bucket(states)
     return {
         "root": root.address,
@@ -47,8 +46,8 @@ def status_of(config: Config) -> dict[str, Any]:
         "period": root.facts.period,
         "half_life_days": root.facts.half_life_days,
         "pseudonyms": root.facts.key_fingerprint is not None,
-        "waves": waves,
-        "waves_not_fused": waves - fused,
+        "waves": 0 if states is None else states.transaction(WRITER) or 0,
+        "waves_not_fused": 0 if states is None else len(unfused(states, profiles)),
         "users": _rows(profiles),
         "states": _rows(states),
         "items": _rows(items),
@@ -71,7 +70,8 @@ def _opened(config: Config, user: str) -> tuple[Root, str]:
 
 def _as_of(config: Config, root: Root, name: str, bucket: int, moment: datetime, user: str) -> dict[str, Any]:
     from ray_profile.encode.weights import model_digest, resolve
-    from ray_profile.pipelines import work  # the facets, which a plain lookup does without
+    from ray_profile.pipelines import tables  # the facets, which a plain lookup does without
+    from ray_profile.pipelines.buckets import statistics_of_bucket
     from ray_profile.pipelines.fusing import by_bucket
     from ray_profile.pipelines.run import width_of
     from ray_profile.profile import statistics
@@ -79,28 +79,31 @@ def _as_of(config: Config, root: Root, name: str, bucket: int, moment: datetime,
     from ray_profile.profile.fold import state_schema
     from ray_profile.profile.fuse import fuse
     from ray_profile.profile.periods import check_as_of
+    from ray_profile.store.plan import check_digests
 
     facts = root.facts
     moment = check_as_of(moment, facts.period)
     folder = resolve(config.encoder.model)
     width = width_of(folder)
-    handle, items = work.states_table(root, width).open(), work.items_table(root).open()
+    states, digest = tables.states_table(root, width), model_digest(folder, config.encoder)
+    handle, items = states.open(), tables.items_table(root).open()
     if handle is None:
         raise RootError(f"{root.address} has no states yet; `ray-profile build` makes them")
+    check_digests(Writer(root, states).past(), {"encoder": digest})
     files = by_bucket(handle.files())
-    corpus = statistics.combine(work.statistics_of_bucket(root, width, each, moment) for each in files.values())
+    corpus = statistics.combine(statistics_of_bucket(root, width, each, moment) for each in files.values())
     context = FuseContext(
-        work.load_items(root, items.files() if items else [], width),
+        tables.load_items(root, tuple(items.files()) if items else (), width),
         moment,
         corpus,
         0,  # statistics of their own, which no version names
-        model_digest(folder, config.encoder),
+        digest,
         width,
         facts.period,
         facts.half_life_days,
     )
-    states = work.read_states(root, width, files.get(bucket, ())).filter(pl.col("user_id") == name)
-    profiles = fuse(state_schema(width).merge(states), context)
+    mine = tables.read_states(root, width, files.get(bucket, ())).filter(pl.col("user_id") == name)
+    profiles = fuse(state_schema(width).merge(mine), context)
     return _only(profiles.to_dicts(), user, root, f" before {moment.date()}")
 
 

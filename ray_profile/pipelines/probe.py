@@ -15,7 +15,7 @@ from ray_profile.encode.heads import Probe
 from ray_profile.errors import FileRejected, RootError
 from ray_profile.pipelines.engine import Engine
 from ray_profile.pipelines.run import Run
-from ray_profile.pipelines.work import frame_of
+from ray_profile.pipelines.tables import frame_of
 from ray_profile.sources.formats import may_hold_text
 from ray_profile.sources.ingest import ingest
 from ray_profile.sources.read import Range
@@ -24,6 +24,7 @@ from ray_profile.store.root import Root
 FOLDER = ("models", "sentiment-probe")
 SAMPLE_ROWS = 4_000  # rated reviews; more no longer changes a linear probe of some hundred dimensions by much
 RANGES_PER_SOURCE = 8
+ROWS_PER_SOURCE = 40_000  # read at most, where stars are rare
 
 
 def find_or_fit(run: Run, ranges: Sequence[Range], engine: Engine) -> Probe | None:
@@ -34,12 +35,10 @@ def find_or_fit(run: Run, ranges: Sequence[Range], engine: Engine) -> Probe | No
     known = stored(run.root)
     if known is not None:
         return known
-    sample = _sample(run, [part for part in ranges if may_hold_text(run.config.sources[part.file.source])])
-    if sample.is_empty() or sample["rating"].null_count() == 0:
+    rated, lacking = _sample(run, [part for part in ranges if may_hold_text(run.config.sources[part.file.source])])
+    if rated.is_empty() or not lacking:
         return None
-    rated = sample.filter(pl.col("rating").is_not_null()).head(SAMPLE_ROWS)
-    if rated.is_empty():
-        return None
+    rated = rated.head(SAMPLE_ROWS)
     return Probe.fit(engine.encode(rated["text"]).vectors, rated["rating"], rated["user_id"])
 
 
@@ -65,18 +64,20 @@ def stored(root: Root) -> Probe | None:
     return Probe.from_bytes(body)
 
 
-def _sample(run: Run, ranges: Sequence[Range]) -> pl.DataFrame:
-    """[user_id, text, rating] of the reviews of the first ranges of each source, enough to fit a probe on."""
-    frames: list[pl.DataFrame] = []
+def _sample(run: Run, ranges: Sequence[Range]) -> tuple[pl.DataFrame, bool]:
+    """[user_id, text, rating] of the rated reviews in the first ranges of each source, enough to fit a probe on; and
+    whether any review there lacks its stars."""
+    rated = [pl.DataFrame(schema={"user_id": pl.String, "text": pl.String, "rating": pl.Float32})]
+    lacking = False
     for _, group in groupby(ranges, key=lambda part: part.file.source):
-        rated = 0
+        found = read = 0
         for reviews in _reviews(run, list(group)[:RANGES_PER_SOURCE]):
-            frames.append(reviews)
-            rated += reviews["rating"].drop_nulls().len()
-            if rated >= SAMPLE_ROWS:
+            rated.append(reviews.drop_nulls("rating"))
+            lacking = lacking or reviews["rating"].null_count() > 0
+            found, read = found + rated[-1].height, read + reviews.height
+            if found >= SAMPLE_ROWS or read >= ROWS_PER_SOURCE:
                 break
-    empty = pl.DataFrame(schema={"user_id": pl.String, "text": pl.String, "rating": pl.Float32})
-    return pl.concat([empty, *frames])
+    return pl.concat(rated), lacking
 
 
 def _reviews(run: Run, ranges: Iterable[Range]) -> Iterator[pl.DataFrame]:

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -31,9 +31,11 @@ from ray_profile.config import Config
 from ray_profile.config import Encoder as Settings
 from ray_profile.encode.tokens import Tokenizer
 from ray_profile.errors import BuildFailed, ConfigError, RayProfileError
+from ray_profile.pipelines import buckets as by_bucket
 from ray_profile.pipelines import work
 from ray_profile.pipelines.engine import Progress
-from ray_profile.pipelines.report import Report
+from ray_profile.pipelines.report import Report, by_file
+from ray_profile.pipelines.tables import frame_of
 from ray_profile.profile import statistics
 from ray_profile.profile.fold import state_schema
 from ray_profile.sources.formats import may_hold_text
@@ -49,6 +51,7 @@ REPORT_BUCKET = -1
 TEXTS_PER_CALL = 4_096
 MAX_PARTITIONS = 200
 POLL_SECONDS = 1.0
+MAX_IDLE_WORKERS = 16
 
 
 class RayEngine:
@@ -65,12 +68,17 @@ class RayEngine:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                # Else Ray ends workers that are idle for a second, and every stage waits for new ones to start.
+                _system_config=None if "RAY_ADDRESS" in os.environ else {"num_workers_soft_limit": MAX_IDLE_WORKERS},
             )
-        cpus = ray.cluster_resources().get(  # type: ignore[no-untyped-call]
-            "CPU", 1.0
-        )
-        self._encoders = config.build.encoders
-        self._insist_on_gpus()
+        have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cpus, gpus = have.get("CPU", 1.0), have.get("GPU", 0.0)
+        asked = config.build.gpus_per_encoder
+        self._gpus_per_encoder = asked if asked is not None else min(gpus, 1.0)
+        some = int(gpus / self._gpus_per_encoder) if self._gpus_per_encoder else 1
+        self._encoders = config.build.encoders or max(some, 1)
+        self._insist_on(gpus)
+        self._device = "cuda" if self._gpus_per_encoder else "cpu"  # not whatever a worker happens to see
         self._texts: list[Any] = []
         # Encoders leave a core to the tasks that read and fold, or both wait for each other for ever; on one core they
         # ask for none. (How many threads an encoder uses is another matter: see `_load`.)
@@ -83,14 +91,13 @@ class RayEngine:
         context.raise_original_map_exception = True
         context.default_hash_shuffle_parallelism = self._partitions
 
-    def _insist_on_gpus(self) -> None:
+    def _insist_on(self, gpus: float) -> None:
         """A machine of our own will never have more than it has: without this the run would wait for ever."""
-        wanted = self._encoders * self._config.build.gpus_per_encoder
-        have = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
-        if self._started and "RAY_ADDRESS" not in os.environ and wanted > have:
+        wanted = self._encoders * self._gpus_per_encoder
+        if self._started and "RAY_ADDRESS" not in os.environ and wanted > gpus:
             ray.shutdown()
             raise ConfigError(
-                f"build.encoders x build.gpus_per_encoder asks for {wanted:g} GPUs, and this machine has {have:g}; "
+                f"build.encoders x build.gpus_per_encoder asks for {wanted:g} GPUs, and this machine has {gpus:g}; "
                 "lower them (0 GPUs encodes on the CPU), or name a cluster in RAY_ADDRESS"
             )
 
@@ -100,11 +107,10 @@ class RayEngine:
         if self._started:
             ray.shutdown()
 
-    def read_items(self, config: Config, ranges: Sequence[Range]) -> list[work.ItemsRead]:
+    def read_items(self, config: Config, ranges: Sequence[Range]) -> Iterator[work.ItemsRead]:
         """See `Engine`."""
-        with _plainly():
-            task = ray.remote(work.read_items)
-            return list(ray.get([task.remote(config, range_) for range_ in ranges]))
+        task = ray.remote(work.read_items)
+        return _one_by_one([partial(task.remote, config, range_) for range_ in ranges])
 
     def encode(self, texts: pl.Series) -> Encoded:
         """See `Engine`."""
@@ -118,7 +124,7 @@ class RayEngine:
             parts: list[Encoded] = ray.get(calls)
         return _joined(parts)
 
-    def fold(self, job: work.WaveJob, ranges: Sequence[Range]) -> tuple[list[DataFile], list[Report]]:
+    def fold(self, job: work.WaveJob, ranges: Sequence[Range]) -> tuple[list[work.Written], list[Report]]:
         """See `Engine`."""
         if not ranges:
             return [], []
@@ -129,34 +135,39 @@ class RayEngine:
         written = [_written(row["file"]) for row in done if row["file"] is not None]
         reports = [Report.from_json(row[REPORT]) for row in done if row[REPORT] is not None]
         work.assert_all_arrived(written, reports)
-        files = sorted((each.file for each in written), key=lambda file: (file.bucket, file.path))
-        return files, sorted(reports, key=lambda report: (report.source, report.file))
+        written.sort(key=lambda each: (each.file.bucket, each.file.path))
+        return written, list(by_file(reports).values())
 
     def statistics(self, root: Root, width: int, states: Mapping[int, Sequence[DataFile]]) -> pl.DataFrame:
         """See `Engine`."""
-        with _plainly():
-            task = ray.remote(work.statistics_of_bucket)
-            return statistics.combine(ray.get([task.remote(root, width, states[bucket]) for bucket in sorted(states)]))
+        task = ray.remote(by_bucket.statistics_of_bucket)
+        calls = [partial(task.remote, root, width, states[bucket]) for bucket in sorted(states)]
+        return statistics.combine(_one_by_one(calls))
 
-    def fuse(self, job: work.FuseJob, buckets: Sequence[int]) -> list[work.Fused]:
+    def fuse(self, job: by_bucket.FuseJob) -> list[by_bucket.Fused]:
         """See `Engine`."""
         with _plainly():
-            task, shared = ray.remote(work.fuse_bucket), ray.put(job)
-            waiting = [task.remote(shared, bucket) for bucket in buckets]
-            fused: list[work.Fused] = []
+            task, shared = ray.remote(by_bucket.fuse_buckets), ray.put(job)
+            waiting = [task.remote(shared, group) for group in by_bucket.groups_of(job, self._partitions)]
+            fused: list[by_bucket.Fused] = []
             while waiting:
                 ready, waiting = ray.wait(waiting)
-                fused += ray.get(ready)
-                self._progress("fuse", len(fused), len(buckets))
+                fused += [each for group in ray.get(ready) for each in group]
+                self._progress("fuse", len(fused), len(job.states), sum(each.new + each.changed for each in fused))
         return sorted(fused, key=lambda each: each.bucket)
+
+    def merge(self, job: by_bucket.MergeJob, buckets: Sequence[int]) -> list[DataFile]:
+        """See `Engine`."""
+        with _plainly():
+            task, shared = ray.remote(by_bucket.merge_bucket), ray.put(job)
+            merged: list[DataFile] = ray.get([task.remote(shared, bucket) for bucket in buckets])
+        return merged
 
     def _text_actors(self, count: int) -> list[Any]:
         """At least so many actors that encode texts which are no rows; they stay until a fold needs their room."""
-        actor: Any = ray.remote(_TextActor).options(
-            num_cpus=self._cpus_per_encoder, num_gpus=self._config.build.gpus_per_encoder
-        )
+        actor: Any = ray.remote(_TextActor).options(num_cpus=self._cpus_per_encoder, num_gpus=self._gpus_per_encoder)
         while len(self._texts) < count:
-            self._texts.append(actor.remote(self._config.encoder, self._threads))
+            self._texts.append(actor.remote(self._config.encoder, self._device, self._threads))
         return self._texts
 
     def _dismiss_text_actors(self) -> None:
@@ -169,27 +180,28 @@ class RayEngine:
         spoken = [range_ for range_ in ranges if speaks[range_.file.source]]
         silent = [range_ for range_ in ranges if not speaks[range_.file.source]]
         whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+        folded = partial(_fold, job=job, counter=counter)
         parts: list[Dataset] = []
         if spoken:
             settings = job.config.encoder
-            read = self._read(job, spoken, counter).repartition(target_num_rows_per_block=work.ROWS_PER_TEXT_BLOCK)
+            read = self._read(job, spoken).repartition(target_num_rows_per_block=work.ROWS_PER_TEXT_BLOCK)
             tokens = read.map_batches(partial(_tokenise, settings=settings), num_cpus=1, **whole)
             encoded = tokens.map_batches(
                 _EncodeActor,
-                fn_constructor_args=(settings, self._threads),
+                fn_constructor_args=(settings, self._device, self._threads),
                 compute=ActorPoolStrategy(size=self._encoders),
                 num_cpus=self._cpus_per_encoder,
-                num_gpus=job.config.build.gpus_per_encoder or None,
+                num_gpus=self._gpus_per_encoder or None,
                 **whole,
             )
-            parts.append(encoded.map_batches(partial(_fold, job=job), num_cpus=1, **whole))
+            parts.append(encoded.map_batches(folded, num_cpus=1, **whole))
         if silent:
-            parts.append(self._read(job, silent, counter).map_batches(partial(_fold, job=job), num_cpus=1, **whole))
+            parts.append(self._read(job, silent).map_batches(folded, num_cpus=1, **whole))
         return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
 
-    def _read(self, job: work.WaveJob, ranges: Sequence[Range], counter: Any) -> Dataset:
+    def _read(self, job: work.WaveJob, ranges: Sequence[Range]) -> Dataset:
         numbers = ray.data.from_items([{"at": at} for at in range(len(ranges))], override_num_blocks=len(ranges))
-        reader = partial(_read, job=job, ranges=list(ranges), costs=work.costs_of(job.config, ranges), counter=counter)
+        reader = partial(_read, job=job, ranges=list(ranges), costs=work.costs_of(job.config, ranges))
         return numbers.map_batches(reader, batch_size=1, batch_format="pyarrow", num_cpus=1)
 
     @contextmanager
@@ -201,7 +213,8 @@ class RayEngine:
         def watch() -> None:
             while not over.wait(POLL_SECONDS):
                 try:
-                    self._progress(stage, min(ray.get(counter.total.remote()), total), total)
+                    cost, rows = ray.get(counter.total.remote())
+                    self._progress(stage, min(cost, total), total, rows)
                 except RayError:
                     return  # the run ends for a reason of its own
 
@@ -209,7 +222,7 @@ class RayEngine:
         thread.start()
         try:
             yield counter
-            self._progress(stage, total, total)
+            self._progress(stage, total, total, ray.get(counter.total.remote())[1])
         finally:
             over.set()
             thread.join()
@@ -218,20 +231,20 @@ class RayEngine:
 
 class _Counter:
     def __init__(self) -> None:
-        self._total = 0.0
+        self._cost, self._rows = 0.0, 0
 
-    def add(self, amount: float) -> None:
-        self._total += amount
+    def add(self, cost: float, rows: int) -> None:
+        self._cost, self._rows = self._cost + cost, self._rows + rows
 
-    def total(self) -> float:
-        return self._total
+    def total(self) -> tuple[float, int]:
+        return self._cost, self._rows
 
 
 class _TextActor:
     """Encodes texts that are no rows: titles and the taxonomy."""
 
-    def __init__(self, settings: Settings, threads: int) -> None:
-        self._encoder = _load(settings, threads)
+    def __init__(self, settings: Settings, device: str, threads: int) -> None:
+        self._encoder = _load(settings, device, threads)
 
     def encode(self, texts: pl.Series) -> Encoded:
         return self._encoder.encode(texts)
@@ -240,8 +253,8 @@ class _TextActor:
 class _EncodeActor:
     """The encoder as an actor of the fold's pipeline."""
 
-    def __init__(self, settings: Settings, threads: int) -> None:
-        self._encoder = _load(settings, threads)
+    def __init__(self, settings: Settings, device: str, threads: int) -> None:
+        self._encoder = _load(settings, device, threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows, reports = _unpacked(table)
@@ -257,7 +270,7 @@ def _joined(parts: Sequence[Encoded]) -> Encoded:
     return Encoded(np.concatenate([part.vectors for part in parts]), **summed)
 
 
-def _load(settings: Settings, threads: int) -> TextEncoder:
+def _load(settings: Settings, device: str, threads: int) -> TextEncoder:
     import torch
 
     from ray_profile.encode.text import TextEncoder
@@ -265,16 +278,21 @@ def _load(settings: Settings, threads: int) -> TextEncoder:
     torch.set_num_threads(
         min(threads, os.cpu_count() or 1)
     )  # Ray gives an actor as many as its num_cpus, which here says something else
-    return TextEncoder.load(settings)
+    return TextEncoder.load(settings, device)
 
 
-def _read(
-    table: pa.Table, job: work.WaveJob, ranges: Sequence[Range], costs: Sequence[float], counter: Any
-) -> Iterator[pa.Table]:
+def _one_by_one(calls: Sequence[Callable[[], Any]]) -> Iterator[Any]:
+    """What some tasks give, in their order: all run at once, but the driver takes one result at a time."""
+    with _plainly():
+        waiting = [call() for call in calls]
+        while waiting:
+            yield ray.get(waiting.pop(0))
+
+
+def _read(table: pa.Table, job: work.WaveJob, ranges: Sequence[Range], costs: Sequence[float]) -> Iterator[pa.Table]:
     for at in table["at"].to_numpy():
-        for block in work.read(job, ranges[at]):
+        for block in work.read(job, ranges[at], costs[at]):
             yield _packed(block.rows, [block.report])
-        counter.add.remote(costs[at])
 
 
 def _tokenise(table: pa.Table, settings: Settings) -> pa.Table:
@@ -283,17 +301,19 @@ def _tokenise(table: pa.Table, settings: Settings) -> pa.Table:
     return _packed(block.rows, [*reports, block.report])
 
 
-def _fold(table: pa.Table, job: work.WaveJob) -> pa.Table:
+def _fold(table: pa.Table, job: work.WaveJob, counter: Any) -> pa.Table:
     rows, reports = _unpacked(table)
     states, report = work.fold_block(work.Block(rows, Report("", "")), job)
+    counter.add.remote(sum(each.cost for each in reports), sum(each.rows_read for each in reports))
     said = pl.DataFrame({"bucket": REPORT_BUCKET, REPORT: [each.to_json() for each in [*reports, report]]})
     said = said.with_columns(pl.col("bucket").cast(pl.Int32))
     return pl.concat([states.with_columns(pl.lit(None, pl.String).alias(REPORT)), said], how="diagonal").to_arrow()
 
 
 def _write(table: pa.Table, job: work.WaveJob) -> pa.Table:
-    frame = work.frame_of(table)
-    reports = frame.filter(pl.col(REPORT).is_not_null())[REPORT].to_list()
+    frame = frame_of(table)
+    said = frame.filter(pl.col(REPORT).is_not_null())[REPORT]
+    reports = [each.to_json() for each in by_file(map(Report.from_json, said)).values()]
     states = frame.filter(pl.col(REPORT).is_null()).drop(REPORT)
     states = states.cast(pl.Schema(state_schema(job.width).dtypes | {"bucket": pl.Int32()}))
     files = [
@@ -311,7 +331,7 @@ def _write(table: pa.Table, job: work.WaveJob) -> pa.Table:
 
 def _written(text: str) -> work.Written:
     value = json.loads(text)
-    return work.Written(DataFile(**value["file"]), value["rows"])
+    return work.Written(**{**value, "file": DataFile(**value["file"])})
 
 
 def _packed(rows: pl.DataFrame, reports: Sequence[Report]) -> pa.Table:
@@ -321,7 +341,7 @@ def _packed(rows: pl.DataFrame, reports: Sequence[Report]) -> pa.Table:
 
 
 def _unpacked(table: pa.Table) -> tuple[pl.DataFrame, list[Report]]:
-    frame = work.frame_of(table)
+    frame = frame_of(table)
     said = frame[REPORT].drop_nulls().to_list()
     return frame.filter(pl.col(REPORT).is_null()).drop(REPORT), [Report.from_json(text) for text in said]
 

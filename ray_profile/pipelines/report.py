@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -31,6 +32,7 @@ class Report:
     characters: int = 0
     unknown_characters: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds in its worker
+    cost: float = 0.0  # its part of the wave's work, for progress only
 
     @property
     def rows_quarantined(self) -> int:
@@ -68,13 +70,21 @@ def add(reports: Iterable[Report], source: str = "", file: str = "") -> Report:
             setattr(total, name, getattr(total, name) + getattr(report, name))
         total.characters += report.characters
         total.unknown_characters += report.unknown_characters
-        total.rejected = total.rejected or report.rejected
+        total.cost += report.cost
+        total.rejected, total.transient = total.rejected or report.rejected, total.transient or report.transient
         total.examples = (total.examples + report.examples)[:MAX_EXAMPLES]
-        for reason, rows in report.quarantined.items():
-            total.quarantined[reason] = total.quarantined.get(reason, 0) + rows
+        total.quarantined = counted((total.quarantined, report.quarantined))
         for stage, seconds in report.seconds.items():
             total.seconds[stage] = total.seconds.get(stage, 0.0) + seconds
     return total
+
+
+def counted(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sum of some counts by name, sorted by name."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(sorted(total.items()))
 
 
 def by_file(reports: Iterable[Report]) -> dict[tuple[str, str], Report]:

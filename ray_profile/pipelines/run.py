@@ -16,10 +16,13 @@ from ray_profile.schema import SCHEMA_VERSION
 from ray_profile.sources.files import SourceFile, expand
 from ray_profile.sources.formats import describes_items, is_catalogue
 from ray_profile.sources.redact import fingerprint
-from ray_profile.store.plan import Plan
+from ray_profile.store.plan import Plan, check_digests
 from ray_profile.store.root import Root, RootFacts
 from ray_profile.store.tables import Table
 from ray_profile.store.waves import Step, Writer, ignore_step
+
+#: The application id of states commits that carries the newest period's start (proleptic ordinal).
+NEWEST = "newest"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,10 @@ class Run:
         self._check_found(found)
         return plan
 
+    def check(self) -> None:
+        """Raise `RootError` where what must stay the same over the waves of a root is not what its last one had."""
+        check_digests(self.writer.past(), self.digests())
+
     def digests(self) -> Mapping[str, str | None]:
         """What must stay the same over the waves of a root, and what each wave was read with."""
         formats = {
@@ -119,7 +126,9 @@ def width_of(folder: Path) -> int:
 def _states(root: Root, width: int) -> Table:
     table = Table(root, "states")
     if table.open() is None:
-        from ray_profile.pipelines.work import states_table  # needs the facets, which a run without new files does not
+        from ray_profile.pipelines.tables import (
+            states_table,  # needs the facets, which a run without new files does not
+        )
 
         table = states_table(root, width)
         table.create()

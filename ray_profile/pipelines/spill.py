@@ -1,12 +1,14 @@
 """Partial states that wait for their bucket: in memory up to a limit, beyond it on local disk.
 
-The plain loop's stand-in for a shuffle. Merging what waits before it is written keeps a heavy user at one row a period.
+The plain loop's stand-in for a shuffle. Merging what waits before it is written keeps a heavy user at one row a period;
+and a merge costs as much for one bucket as for all of them, so that whatever fits into memory is merged at once.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -14,19 +16,19 @@ import polars as pl
 
 from ray_profile.state import StateSchema
 
-SPILL_BYTES = 512 << 20
-
 
 class Spill:
     """Collects states with `bucket`; a context manager whose folder is gone at its end."""
 
-    def __init__(self, schema: StateSchema, limit_bytes: int = SPILL_BYTES) -> None:
+    def __init__(self, schema: StateSchema, limit_bytes: int) -> None:
         self._schema = schema
         self._limit = limit_bytes
         self._waiting: list[pl.DataFrame] = []
         self._bytes = 0
-        self._files: dict[int, list[Path]] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="ray_profile-spill-")
+        self._files: dict[int, list[Path]] = defaultdict(list)
+        self._sizes: dict[int, int] = defaultdict(int)  # bytes in memory of each bucket's files
+        self._temporary = tempfile.TemporaryDirectory(prefix="ray_profile-spill-")
+        self.folder = Path(self._temporary.name)
 
     def __enter__(self) -> Spill:
         return self
@@ -34,7 +36,7 @@ class Spill:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._folder.cleanup()
+        self._temporary.cleanup()
 
     def add(self, states: pl.DataFrame) -> None:
         """Keep some partial states."""
@@ -44,27 +46,49 @@ class Spill:
             self._flush()
 
     def buckets(self) -> Iterator[tuple[int, pl.DataFrame]]:
-        """Every bucket that has states, ascending, with all of its partial states, not merged."""
+        """Every bucket that has states, ascending, with its states, merged."""
         if not self._files:
-            yield from self._in_memory()
+            yield from self._merged(self._taken())
             return
         self._flush()
-        for bucket in sorted(self._files):
-            yield bucket, pl.concat([pl.read_ipc(path) for path in self._files[bucket]])
-
-    def _in_memory(self) -> Iterator[tuple[int, pl.DataFrame]]:
-        if not self._waiting:
-            return
-        whole = pl.concat(self._waiting).sort("bucket", maintain_order=True)
-        self._waiting.clear()
-        for (bucket,), states in whole.group_by("bucket", maintain_order=True):
-            yield int(str(bucket)), states
+        for group in self._groups():
+            yield from self._merged(pl.read_ipc(path) for bucket in group for path in self._files[bucket])
 
     def _flush(self) -> None:
-        number = sum(len(paths) for paths in self._files.values())
-        for bucket, states in self._in_memory():
-            path = Path(self._folder.name) / f"{bucket}-{number}.arrow"
-            merged = self._schema.merge(states).with_columns(pl.lit(bucket, pl.Int32).alias("bucket"))
-            merged.write_ipc(path)
-            self._files.setdefault(bucket, []).append(path)
-        self._bytes = 0
+        number = sum(map(len, self._files.values()))
+        for bucket, states in self._merged(self._taken()):
+            path = self.folder / f"{bucket}-{number}.arrow"
+            states.write_ipc(path)
+            self._files[bucket].append(path)
+            self._sizes[bucket] += int(states.estimated_size())
+
+    def _taken(self) -> list[pl.DataFrame]:
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        return waiting
+
+    def _merged(self, parts: Iterable[pl.DataFrame]) -> Iterator[tuple[int, pl.DataFrame]]:
+        """By bucket, ascending, the states of some parts."""
+        found = list(parts)
+        if not found:
+            return
+        whole = pl.concat(found, rechunk=True)
+        found.clear()
+        homes = whole.select("user_id", "bucket").unique()
+        merged = self._schema.merge(whole.drop("bucket")).join(homes, on="user_id", how="left", maintain_order="left")
+        del whole
+        ordered = merged.sort("bucket", maintain_order=True)
+        for (bucket,), states in ordered.group_by("bucket", maintain_order=True):
+            yield int(str(bucket)), states
+
+    def _groups(self) -> Iterator[list[int]]:
+        """The buckets with files in groups that fit into half of the limit: the other half is for what they make."""
+        group: list[int] = []
+        size = 0
+        for bucket in sorted(self._files):
+            if group and size + self._sizes[bucket] > self._limit / 2:
+                yield group
+                group, size = [], 0
+            group.append(bucket)
+            size += self._sizes[bucket]
+        if group:
+            yield group

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import date
 
+import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_profile.encode.heads import TagMatrix
@@ -12,10 +15,11 @@ from ray_profile.encode.tokens import readable_or_raise
 from ray_profile.errors import FileRejected, QuarantineLimitError, RayProfileError
 from ray_profile.pipelines import catalogue, probe, work
 from ray_profile.pipelines.engine import Engine
-from ray_profile.pipelines.report import Report, add, by_file
-from ray_profile.pipelines.run import Run
+from ray_profile.pipelines.report import Report, add, counted
+from ray_profile.pipelines.run import NEWEST, Run
+from ray_profile.pipelines.tables import frame_of
 from ray_profile.profile.tagging import Tagger
-from ray_profile.schema import REASONS
+from ray_profile.schema import ITEMS, REASONS
 from ray_profile.sources.files import SourceFile
 from ray_profile.sources.formats import describes_items, is_catalogue
 from ray_profile.sources.read import Range, ranges
@@ -33,8 +37,9 @@ Key = tuple[str, str]  # source, path
 class Folded:
     """What a committed wave took in."""
 
-    reports: list[Report]
+    reports: list[Report]  # one a file
     rejected: list[RejectedFile]
+    full: dict[str, int] = field(default_factory=dict)  # map column -> states in which it has reached its cap
 
 
 def fold_wave(run: Run, wave: Wave, engine: Engine) -> Folded:
@@ -53,7 +58,8 @@ def fold_wave(run: Run, wave: Wave, engine: Engine) -> Folded:
     head = probe.find_or_fit(run, rows, engine)
     job = work.WaveJob(run.config, run.root, wave.uuid, wave.number, run.clock, run.width, items, tagger, head)
     run.at("write.before")
-    files, reports = _fold(run, job, rows, rejected, engine)
+    written, reports = _fold(run, job, rows, rejected, engine)
+    files = [each.file for each in written]
     run.at("write.after")
     named = [_named(file, rejected[_key(file)]) for file in wave.files if _key(file) in rejected]
     try:
@@ -62,8 +68,16 @@ def fold_wave(run: Run, wave: Wave, engine: Engine) -> Folded:
         run.root.delete(f"states/{file.path}" for file in files)
         raise
     probe.publish(run.root, head)
-    run.writer.commit_wave(wave, files, named)
-    return Folded(reports, named)
+    run.writer.commit_wave(wave, files, named, _newest(run, written))
+    return Folded(reports, named, counted(each.full for each in written))
+
+
+def _newest(run: Run, written: Sequence[work.Written]) -> dict[str, int]:
+    """The start of the newest period in the states, which says what profiles are as of."""
+    periods = [date.fromisoformat(each.newest).toordinal() for each in written]
+    before = run.writer.handle.transaction(NEWEST)
+    known = periods if before is None else [*periods, before]
+    return {NEWEST: max(known)} if known else {}
 
 
 def make_tagger(run: Run, engine: Engine) -> Tagger:
@@ -95,28 +109,43 @@ def _catalogue(
 ) -> tuple[DataFile, ...]:
     sources = run.config.sources
     every = [part for (name, _), each in parts.items() for part in each if describes_items(sources[name])]
-    read = list(zip(every, engine.read_items(run.config, every), strict=True))
-    for part, found in read:
+    named: dict[Key, _Named] = {}
+    for part, found in zip(every, engine.read_items(run.config, every), strict=True):
         if found.rejected:
             rejected[_key(part.file)] = found.rejected
-    good = [(part, found) for part, found in read if _key(part.file) not in rejected]
+        if _key(part.file) not in rejected:
+            named.setdefault(_key(part.file), _Named()).add(found, last=is_catalogue(sources[part.file.source]))
+    good = {key: each for key, each in named.items() if key not in rejected}
     _check_catalogues(run, good)
-    for at, (_, found) in enumerate(good):
-        for table in found.nameless:
-            folder = run.root.path("quarantine", wave.uuid)
-            run.root.fs.makedirs(folder, exist_ok=True)
-            with run.root.fs.open(f"{folder}/items-{at}.parquet", "wb") as file:
-                pq.write_table(table, file, compression="zstd")
-    stated = [found.items for part, found in good if is_catalogue(sources[part.file.source])]
-    mentioned = [found.items for part, found in good if not is_catalogue(sources[part.file.source])]
+    for at, table in enumerate(table for each in good.values() for table in each.nameless):
+        folder = run.root.path("quarantine", wave.uuid)
+        run.root.fs.makedirs(folder, exist_ok=True)
+        with run.root.fs.open(f"{folder}/items-{at}.parquet", "wb") as file:
+            pq.write_table(table, file, compression="zstd")
+    stated = [each.items for (name, _), each in good.items() if is_catalogue(sources[name])]
+    mentioned = [each.items for (name, _), each in good.items() if not is_catalogue(sources[name])]
     model = run.config.encoder.model
     return catalogue.update(run.root, wave, stated, mentioned, tagger, engine, model, run.at)
 
 
-def _check_catalogues(run: Run, read: Sequence[tuple[Range, work.ItemsRead]]) -> None:
+@dataclass
+class _Named:
+    """The items of a file, each once, and its rows that name none: what the driver holds while ranges come in."""
+
+    items: pl.DataFrame = field(default_factory=lambda: frame_of(ITEMS.empty_table()))
+    nameless: list[pa.Table] = field(default_factory=list)
+
+    def add(self, found: work.ItemsRead, last: bool) -> None:
+        """Take in a range; of an item that is named again the last word counts, or the first."""
+        both = pl.concat([self.items, found.items])
+        self.items = both.unique("item_id", keep="last" if last else "first", maintain_order=True)
+        self.nameless += found.nameless
+
+
+def _check_catalogues(run: Run, read: Mapping[Key, _Named]) -> None:
     """A catalogue of which too many rows name no item fails the wave too; its rows are items, not users' rows."""
     for name, source in run.config.sources.items():
-        mine = [found for part, found in read if part.file.source == name and is_catalogue(source)]
+        mine = [found for (of, _), found in read.items() if of == name and is_catalogue(source)]
         bad = sum(table.num_rows for found in mine for table in found.nameless)
         named = sum(found.items.height for found in mine)
         if bad and bad / (bad + named) > source.max_quarantine:
@@ -129,19 +158,18 @@ def _check_catalogues(run: Run, read: Sequence[tuple[Range, work.ItemsRead]]) ->
 
 def _fold(
     run: Run, job: work.WaveJob, rows: Sequence[Range], rejected: dict[Key, FileRejected], engine: Engine
-) -> tuple[list[DataFile], list[Report]]:
+) -> tuple[list[work.Written], list[Report]]:
     while True:
-        files, reports = engine.fold(job, rows)
-        bad = {(r.source, r.file): FileRejected(r.file, r.rejected, r.transient) for r in reports if r.rejected}
-        rejected.update(bad)
-        reports = [report for report in reports if not report.rejected]
-        for source, path in bad:
-            work.drop_quarantined(run.root, job.uuid, source, path)
-        if not any((report.source, report.file) in bad for report in reports):
-            return files, reports
+        written, reports = engine.fold(job, rows)
+        bad = [report for report in reports if report.rejected]
+        for report in bad:
+            rejected[report.source, report.file] = FileRejected(report.file, report.rejected, report.transient)
+            work.drop_quarantined(run.root, job.uuid, report.source, report.file)
+        if not any(report.rows_folded for report in bad):
+            return written, [report for report in reports if not report.rejected]
         # Some of its rows are in the files: none of it may count, so the wave is folded again without it.
-        run.root.delete(f"states/{file.path}" for file in files)
-        rows = [part for part in rows if _key(part.file) not in bad]
+        run.root.delete(f"states/{each.file.path}" for each in written)
+        rows = [part for part in rows if _key(part.file) not in rejected]
 
 
 def _check(run: Run, wave: Wave, reports: Sequence[Report], rejected: Sequence[RejectedFile]) -> None:
@@ -166,8 +194,7 @@ def _check(run: Run, wave: Wave, reports: Sequence[Report], rejected: Sequence[R
 
 def _blame(reports: Sequence[Report], rejected: Sequence[RejectedFile]) -> str:
     lines = [f"  {file.path}: rejected whole: {file.reason}" for file in rejected]
-    worst = sorted(by_file(reports).values(), key=lambda report: -report.rows_quarantined)
-    for report in worst:
+    for report in sorted(reports, key=lambda report: -report.rows_quarantined):
         if report.rows_quarantined:
             why = "; ".join(f"{rows:,} x {reason} ({REASONS[reason]})" for reason, rows in report.quarantined.items())
             lines.append(f"  {report.file}: {why}; for example {', '.join(report.examples)}")

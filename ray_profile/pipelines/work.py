@@ -1,8 +1,7 @@
-"""What one task of a run does: the steps that Ray's workers and the plain loop both call, in the same order.
+"""What one task of a wave does: the steps that Ray's workers and the plain loop both call, in the same order.
 
     read -> tokenise -> encode -> fold     a range of a source file  -> partial states by bucket
     write_states                           partial states of a bucket -> one file
-    fuse_bucket, statistics_of_bucket      a bucket's states          -> its profiles, its share of the statistics
 
 Every function can be run again after a crash: each attempt writes files of its own, named by the run's uuid, and only
 those that the driver commits count.
@@ -11,11 +10,11 @@ those that the driver commits count.
 from __future__ import annotations
 
 import hashlib
-import secrets
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from functools import lru_cache
 from socket import gethostname
 from typing import TYPE_CHECKING
@@ -29,21 +28,20 @@ from ray_profile.encode.terms import Gazetteer
 from ray_profile.encode.tokens import Tokenizer
 from ray_profile.errors import ConfigError, FileRejected
 from ray_profile.pipelines.report import MAX_EXAMPLES, Report
-from ray_profile.profile import statistics
-from ray_profile.profile.facet import FoldContext, FuseContext
+from ray_profile.pipelines.tables import frame_of, load_items, states_table
+from ray_profile.profile.facet import FoldContext
 from ray_profile.profile.fold import fold, state_schema
-from ray_profile.profile.fuse import PROFILE_DTYPES, fuse
-from ray_profile.profile.items import ITEM_DTYPES, Items
-from ray_profile.profile.periods import period_end
 from ray_profile.profile.tagging import Tagger
 from ray_profile.schema import ITEMS, ROWS
+from ray_profile.sources.blocks import BLOCK_BYTES
 from ray_profile.sources.formats import is_catalogue, may_hold_text
 from ray_profile.sources.ingest import ingest, ingest_items
 from ray_profile.sources.read import Range
 from ray_profile.sources.redact import bucket_of, fingerprint
-from ray_profile.state import StateSchema
+from ray_profile.state import MapSum, states_at_cap
 from ray_profile.store.root import Root
-from ray_profile.store.tables import DataFile, Table, read_files, write_file
+from ray_profile.store.tables import DataFile, write_file
+from ray_profile.store.waves import file_name
 
 if TYPE_CHECKING:  # torch and scikit-learn are for the workers that encode, not for those that read
     from ray_profile.encode.heads import Probe
@@ -53,13 +51,16 @@ if TYPE_CHECKING:  # torch and scikit-learn are for the workers that encode, not
 ROWS_PER_TEXT_BLOCK = 2_048
 #: A byte of reviews costs about this many bytes of events (measured on two CPU cores: 80; a GPU makes it less).
 TEXT_COST = 50.0
+#: A gzip holds about so many times its size: what its progress is reckoned by.
+UNPACKED = 4.0
 
-STATISTIC_COLUMNS = ("terms", "tag_sums", "taggable", "prices")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WaveJob:
-    """What every task of a wave is told. Holds no secret: workers read the pseudonym key where the config names it."""
+    """What every task of a wave is told. Holds no secret: workers read the pseudonym key where the config names it.
+
+    Its wave's uuid names it: a worker that is told the same job again knows it.
+    """
 
     config: Config
     root: Root
@@ -71,22 +72,11 @@ class WaveJob:
     tagger: Tagger
     probe: Probe | None
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WaveJob) and self.uuid == other.uuid
 
-@dataclass(frozen=True)
-class FuseJob:
-    """What every task of a fuse is told."""
-
-    root: Root
-    uuid: str
-    fused: int  # the last wave that is in the profiles already; -1: fuse everybody
-    as_of: datetime
-    width: int
-    items: tuple[DataFile, ...]
-    statistics: pl.DataFrame
-    statistics_version: int
-    encoder_digest: str
-    states: dict[int, tuple[DataFile, ...]]
-    profiles: dict[int, tuple[DataFile, ...]]
+    def __hash__(self) -> int:
+        return hash(self.uuid)
 
 
 @dataclass
@@ -108,43 +98,20 @@ class ItemsRead:
 
 @dataclass(frozen=True)
 class Written:
-    """A file of states, and how many source rows are folded into it."""
+    """A file of states, how many source rows are folded into it, its newest period, and how many of its states have a
+    map that is full, by column."""
 
     file: DataFile
     rows: int
+    newest: str  # ISO date
+    full: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Fused:
-    """What fusing a bucket gave."""
-
-    file: DataFile | None
-    bucket: int
-    written: int
-    new: int
-    changed: int
-
-
-def states_table(root: Root, width: int) -> Table:
-    """The states table: StateSchema and `wave_no`."""
-    dtypes = {**state_schema(width).dtypes, "wave_no": pl.Int64()}
-    return Table(root, "states", pl.DataFrame(schema=dtypes).to_arrow().schema)
-
-
-def profiles_table(root: Root) -> Table:
-    """The profiles table."""
-    return Table(root, "profiles", pl.DataFrame(schema=PROFILE_DTYPES).to_arrow().schema)
-
-
-def items_table(root: Root) -> Table:
-    """The catalogue."""
-    return Table(root, "items", pl.DataFrame(schema=ITEM_DTYPES).to_arrow().schema, partitioned=False)
-
-
-def read(job: WaveJob, range_: Range) -> Iterator[Block]:
+def read(job: WaveJob, range_: Range, cost: float = 0.0) -> Iterator[Block]:
     """Read, check and redact a range; quarantined rows go to a file of their own.
 
-    A file that cannot be read whole ends in a block whose report says so.
+    A file that cannot be read whole ends in a block whose report says so. Each report carries its part of the range's
+    `cost`, as far as it can be told before the end is seen.
     """
     name, source = range_.file.source, job.config.sources[range_.file.source]
     key = job.config.privacy.key()
@@ -168,6 +135,7 @@ def read(job: WaveJob, range_: Range) -> Iterator[Block]:
             return
         report.rows_read, report.rows_anonymous = ingested.rows_read, ingested.anonymous
         report.rows_folded = ingested.rows.num_rows
+        report.cost = cost * _share(range_, ingested.rows_read)
         _quarantine(job, range_, at, ingested.quarantined, report)
         report.assert_balanced()
         yield Block(frame_of(ingested.rows), report)
@@ -196,12 +164,22 @@ def costs_of(config: Config, ranges: Sequence[Range]) -> list[float]:
     return [range_.file.size / parts[range_.file] * dear[range_.file.source] for range_ in ranges]
 
 
+def _share(range_: Range, rows: int) -> float:
+    """About what part of a range a block of some rows is: Parquet knows its rows, text is parsed by the megabyte."""
+    if range_.kind == "parquet":
+        return rows / max(range_.end - range_.start, 1)
+    size = (range_.end - range_.start) * (UNPACKED if range_.file.path.endswith(".gz") else 1.0)
+    return 1 / max(1, math.ceil(size / BLOCK_BYTES))
+
+
 def slices(block: Block) -> Iterator[Block]:
     """The block in pieces of at most `ROWS_PER_TEXT_BLOCK` rows, to be encoded one after the other."""
-    report = block.report
-    for rows in block.rows.iter_slices(ROWS_PER_TEXT_BLOCK):
+    first = block.report
+    cost, height = first.cost, max(block.rows.height, 1)
+    for at, rows in enumerate(block.rows.iter_slices(ROWS_PER_TEXT_BLOCK)):
+        report = Report(first.source, first.file) if at else first
+        report.cost = cost * rows.height / height
         yield Block(rows, report)
-        report = Report(report.source, report.file)
 
 
 def tokenise(block: Block, tokenizer: Tokenizer) -> Block:
@@ -240,119 +218,34 @@ def encode(block: Block, encoder: TextEncoder) -> Block:
 def fold_block(block: Block, job: WaveJob) -> tuple[pl.DataFrame, Report]:
     """The block's partial states, with `bucket` (Int32)."""
     with block.report.timed("fold"):
-        states = fold(block.rows, fold_context(job.root, job.items, job.width, job.uuid, job))
+        states = fold(block.rows, fold_context(job))
         buckets = bucket_of(states["user_id"], job.root.facts.buckets).cast(pl.Int32).alias("bucket")
     return states.with_columns(buckets), block.report
 
 
 def write_states(job: WaveJob, bucket: int, states: pl.DataFrame) -> Written:
     """Merge partial states of a bucket and write them as one file of the wave."""
-    merged = state_schema(job.width).merge(states)
+    schema = state_schema(job.width)
+    merged = schema.merge(states)
     rows = merged.with_columns(pl.lit(job.number, pl.Int64).alias("wave_no")).to_arrow()
     file = write_file(states_table(job.root, job.width), bucket, file_name(job.uuid, job.number), rows)
-    return Written(file, int(merged["rows"].sum()))
+    newest = merged["period"].max()
+    assert isinstance(newest, date), "a file of states has a row"
+    full = {column.name: states_at_cap(merged, column) for column in schema.columns if isinstance(column, MapSum)}
+    return Written(
+        file, int(merged["rows"].sum()), newest.isoformat(), {name: count for name, count in full.items() if count}
+    )
 
 
-def assert_all_arrived(written: Sequence[Written], reports: Sequence[Report]) -> None:
+def assert_all_arrived(written: Iterable[Written], reports: Iterable[Report]) -> None:
     """Every row that a block folded is in exactly one file: nothing was lost or doubled on the way."""
     arrived, folded = sum(each.rows for each in written), sum(report.rows_folded for report in reports)
     assert arrived == folded, f"{folded} rows were folded, but the files written hold {arrived}"
 
 
-def file_name(uuid: str, wave: int | None = None) -> str:
-    """A new name for a data file: an attempt that comes late must not overwrite what another one has committed."""
-    return f"{uuid}-{secrets.token_hex(4)}" + (f"-w{wave}" if wave is not None else "")
-
-
-def wave_of(file: DataFile) -> int:
-    """The greatest wave number among the rows of a states file, which its name carries."""
-    return int(file.path.rsplit("-w", 1)[1].removesuffix(".parquet"))
-
-
-def read_states(
-    root: Root, width: int, files: Sequence[DataFile], columns: Sequence[str] | None = None
-) -> pl.DataFrame:
-    """State rows of some files in the dtypes of the state (and `wave_no`), not merged."""
-    dtypes = {**state_schema(width).dtypes, "wave_no": pl.Int64()}
-    names = list(dtypes) if columns is None else list(columns)
-    frame = frame_of(read_files(states_table(root, width), list(files), columns=names))
-    return frame.select(names).cast({name: dtypes[name] for name in names})
-
-
-def statistics_of_bucket(
-    root: Root, width: int, files: Sequence[DataFile], before: datetime | None = None
-) -> pl.DataFrame:
-    """A bucket's part of the corpus statistics (profile/statistics.py), of all periods or those that end by then."""
-    wanted = StateSchema(tuple(c for c in state_schema(width).columns if c.name in STATISTIC_COLUMNS))
-    states = read_states(root, width, files, ["user_id", "period", *STATISTIC_COLUMNS])
-    if before is not None:
-        states = states.filter(period_end(pl.col("period"), root.facts.period) <= before)
-    return statistics.of_states(wanted.merge(states))
-
-
-def fuse_bucket(job: FuseJob, bucket: int) -> Fused:
-    """Fuse the users that changed since the last fuse, copy the bucket's other profiles, write one file."""
-    files = job.states.get(bucket, ())
-    marks = read_states(job.root, job.width, files, ["user_id", "wave_no"])
-    changed = marks.filter(pl.col("wave_no") > job.fused).select("user_id").unique()
-    old = _read_profiles(job.root, job.profiles.get(bucket, ()))
-    if changed.is_empty():
-        return Fused(None, bucket, 0, 0, 0)
-    states = read_states(job.root, job.width, files).join(changed, on="user_id", how="semi")
-    fused = fuse(state_schema(job.width).merge(states), fuse_context(job))
-    rows = pl.concat([old.join(changed, on="user_id", how="anti"), fused]).sort("user_id")
-    file = write_file(profiles_table(job.root), bucket, file_name(job.uuid), rows.to_arrow())
-    known = old.join(fused.select("user_id"), on="user_id", how="semi").height
-    return Fused(file, bucket, fused.height, fused.height - known, known)
-
-
-def fold_context(root: Root, items: tuple[DataFile, ...], width: int, uuid: str, job: WaveJob) -> FoldContext:
-    """The catalogue and the heads, read once a process and wave."""
-    return _fold_context(_ByKey((root.address, items, width, uuid), job))
-
-
-def fuse_context(job: FuseJob) -> FuseContext:
-    """The catalogue with its vectors and the statistics."""
-    return FuseContext(
-        _items_with_vectors(_ByKey((job.root.address, job.items, job.width), job.root)),
-        job.as_of,
-        job.statistics,
-        job.statistics_version,
-        job.encoder_digest,
-        job.width,
-        job.root.facts.period,
-        job.root.facts.half_life_days,
-    )
-
-
-def load_items(root: Root, files: Sequence[DataFile], width: int, with_vectors: bool = True) -> Items:
-    """The catalogue of some files; without vectors it is a tenth of the size, and a fold needs none."""
-    if not files:
-        return Items.none(width)
-    names = [name for name in ITEM_DTYPES if with_vectors or name != "vector"]
-    frame = frame_of(read_files(items_table(root), list(files), columns=names))
-    if not with_vectors:
-        frame = frame.with_columns(pl.lit(None, pl.Binary).alias("vector"))
-    return Items.of(frame.select(*ITEM_DTYPES).cast(pl.Schema(ITEM_DTYPES)), width)
-
-
-class _ByKey:
-    """A value that `lru_cache` tells apart by a key of its own, for values that cannot be hashed."""
-
-    def __init__(self, key: tuple[object, ...], value: object) -> None:
-        self.key, self.value = key, value
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByKey) and self.key == other.key
-
-
 @lru_cache(maxsize=1)
-def _fold_context(wrapped: _ByKey) -> FoldContext:
-    job = wrapped.value
-    assert isinstance(job, WaveJob)
+def fold_context(job: WaveJob) -> FoldContext:
+    """The catalogue and the heads, read once a process and wave."""
     items = load_items(job.root, job.items, job.width, with_vectors=False)
     catalogue = items.frame
     names = Gazetteer.from_names(
@@ -362,15 +255,6 @@ def _fold_context(wrapped: _ByKey) -> FoldContext:
     )
     facts = job.root.facts
     return FoldContext(items, job.width, facts.period, facts.half_life_days, job.tagger, job.probe, names)
-
-
-@lru_cache(maxsize=1)
-def _items_with_vectors(wrapped: _ByKey) -> Items:
-    root, (_, files, width) = wrapped.value, wrapped.key
-    assert isinstance(root, Root)
-    assert isinstance(files, tuple)
-    assert isinstance(width, int)
-    return load_items(root, files, width)
 
 
 def _quarantine(job: WaveJob, range_: Range, at: int, rows: pa.Table, report: Report) -> None:
@@ -398,19 +282,5 @@ def _mark_of(source: str, path: str) -> str:
     return hashlib.sha256(f"{source}\n{path}".encode()).hexdigest()[:16]
 
 
-def _read_profiles(root: Root, files: Sequence[DataFile]) -> pl.DataFrame:
-    if not files:
-        return pl.DataFrame(schema=PROFILE_DTYPES)
-    frame = frame_of(read_files(profiles_table(root), list(files), columns=list(PROFILE_DTYPES)))
-    return frame.select(*PROFILE_DTYPES).cast(pl.Schema(PROFILE_DTYPES))
-
-
 def _row_dtypes() -> dict[str, pl.DataType]:
     return dict(frame_of(ROWS.empty_table()).schema)
-
-
-def frame_of(table: pa.Table) -> pl.DataFrame:
-    """An Arrow table as a Polars frame, sharing its memory."""
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame

@@ -24,6 +24,8 @@ _AFFINITY: dict[str, tuple[Aggregate, pl.DataType]] = {
 KINDS = MapSum("kind_sums", {**_SEEN, "quantity": ("sum", _FLOAT), "spend": ("sum", _FLOAT)}, cap=16)
 ORDERS = MapSum("orders", {"quantity": ("sum", _FLOAT), "spend": ("sum", _FLOAT)}, cap=256)
 SESSIONS = Intervals("session_spans")
+HOURS = VectorSum("hour_counts", 24)
+WEEKDAYS = VectorSum("weekday_counts", 7)
 CATEGORIES = MapSum("category_sums", _AFFINITY, cap=256)  # every level of the path
 BRANDS = MapSum("brand_sums", _AFFINITY, cap=256)
 _ACT: dict[str, pl.DataType] = {"ts": TIME, "item_id": _TEXT, "kind": _TEXT}
@@ -44,8 +46,8 @@ COLUMNS: tuple[Column, ...] = (
     KINDS,
     ORDERS,
     SESSIONS,
-    VectorSum("hour_counts", 24),
-    VectorSum("weekday_counts", 7),
+    HOURS,
+    WEEKDAYS,
     CATEGORIES,
     BRANDS,
     CATEGORY_EVIDENCE,
@@ -68,8 +70,7 @@ def fold(rows: pl.DataFrame, context: FoldContext) -> list[pl.DataFrame]:
         pieces.alias("quantity"),
         (pl.col("price").fill_null(0.0) * pieces).alias("spend"),
     )
-    known = context.items.frame.select("item", "levels", "brand", pl.col("categories").list.last().alias("finest"))
-    rows = rows.join(known, on="item", how="left", maintain_order="left")
+    rows = rows.join(context.items.keys, on="item", how="left", maintain_order="left")
     bought = rows.filter(pl.col("kind") == "purchase")
     timed = rows.filter(pl.col("hour").is_not_null())
     return [

@@ -25,11 +25,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from ray_profile import segments
 from ray_profile.encode.heads import Probe
 from ray_profile.encode.terms import Gazetteer
 from ray_profile.profile.items import Items
 from ray_profile.profile.tagging import Tagger
-from ray_profile.state import MapSum
+from ray_profile.state import MapSum, TopK
 
 SNIPPET_CHARS = 160
 
@@ -63,14 +64,15 @@ class FuseContext:
 
 def entries(states: pl.DataFrame, column: MapSum, scaled: tuple[str, ...] = ()) -> pl.DataFrame:
     """A map column over all of a user's periods: [u, key, *values], the `scaled` values decayed to the last period."""
-    spread = states.select("u", "scale", column.name).filter(pl.col(column.name).list.len() > 0)
-    spread = spread.explode(column.name).unnest(column.name)
-    spread = spread.with_columns(pl.col(name) * pl.col("scale") for name in scaled)
-    summed = {
-        name: pl.col(name).sum() if how == "sum" else pl.col(name).min() if how == "min" else pl.col(name).max()
-        for name, (how, _) in column.values.items()
-    }
-    return spread.group_by("u", "key").agg(**summed).sort("u", "key")
+    spread = segments.unlisted(states.select("u", "scale", column.name), column.name)
+    return column.sum(spread.with_columns(pl.col(name) * pl.col("scale") for name in scaled), by="u")
+
+
+def best_evidence(states: pl.DataFrame, column: TopK) -> pl.DataFrame:
+    """A top-k column over all of a user's periods: [u, key, id, weight, *fields], the k best per (u, key), in order."""
+    spread = segments.unlisted(states.select("u", "scale", column.name), column.name)
+    best, _ = column.best(spread.with_columns(pl.col("weight") * pl.col("scale")), by="u")
+    return best.drop("scale")
 
 
 def falling(name: str) -> pl.Expr:
@@ -78,11 +80,20 @@ def falling(name: str) -> pl.Expr:
     return -pl.col(name).round_sig_figs(9)
 
 
-def listed(frame: pl.DataFrame, name: str, fields: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Rows [u, *fields], in order -> [u, name]: a list of structs per user."""
-    inner = pl.Struct(dict(fields))
-    packed = frame.group_by("u", maintain_order=True).agg(pl.struct(*fields).alias(name))
-    return packed.select("u", pl.col(name).cast(pl.List(inner)))
+def listed(
+    frame: pl.DataFrame, name: str, fields: Mapping[str, pl.DataType], at_most: int | None = None
+) -> pl.DataFrame:
+    """Rows [u, *fields], in order of `u` -> [u, name]: a list of structs per user, the first `at_most` of them."""
+    if at_most is not None:
+        frame = frame.filter(segments.places(frame["u"].to_numpy()) < at_most)
+    return segments.listed(frame, "u", name, pl.List(pl.Struct(dict(fields))))
+
+
+def ranked(frame: pl.DataFrame, name: str, then: str) -> pl.DataFrame:
+    """Rows by `u`, then by `name` as `falling` does, then by `then`."""
+    keyed = frame.with_columns(falling(name).alias("_rank"))
+    key = segments.words(frame["u"].to_numpy(), segments.halves(keyed["_rank"].to_numpy()))
+    return frame[segments.ordered(key, keyed, {"_rank": False, then: False})]
 
 
 def weighted_sum(

@@ -24,12 +24,13 @@ def fold(rows: pl.DataFrame, context: FoldContext) -> pl.DataFrame:
     schema = state_schema(context.width)
     if rows.is_empty():
         return pl.DataFrame(schema=schema.dtypes)
-    keys, prepared = _prepare(rows, context)
-    pieces = [*behaviour.fold(prepared, context), *text.fold(prepared, context)]
+    keys, rows = prepared(rows, context)
+    pieces = [*behaviour.fold(rows, context), *text.fold(rows, context)]
     return schema.assemble(keys, pieces)
 
 
-def _prepare(rows: pl.DataFrame, context: FoldContext) -> tuple[pl.DataFrame, pl.DataFrame]:
+def prepared(rows: pl.DataFrame, context: FoldContext) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The keys [g, user_id, period] of rows of schema.ROWS, and the rows as facets see them (see facet.py)."""
     if "vector" not in rows.columns:
         rows = rows.with_columns(pl.lit(None, dtype=pl.Array(pl.Float16, context.width)).alias("vector"))
     rows = rows.with_columns(period_of(pl.col("ts"), context.period).alias("period"))

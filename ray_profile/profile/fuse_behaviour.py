@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
+from ray_profile import segments
 from ray_profile.profile import behaviour, statistics
-from ray_profile.profile.facet import FuseContext, entries, falling, listed
-from ray_profile.profile.fuse_text import best_evidence
+from ray_profile.profile.facet import FuseContext, best_evidence, entries, listed, ranked
 from ray_profile.profile.items import PATH_SEPARATOR
-from ray_profile.state import OTHER, PART, TIME, MapSum, TopK, distinct_keys, join_intervals
+from ray_profile.segments import Runs, places, ranks, words
+from ray_profile.state import OTHER, PART, TIME, MapSum, TopK, VectorSum, distinct_keys, join_intervals
 
 MAX_AFFINITIES = 30
 MAX_SEARCHES = 20
@@ -68,7 +70,7 @@ def fuse(states: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
         _sessions(states),
         *(
             _histogram(states, column, name)
-            for column, name in (("hour_counts", "hours"), ("weekday_counts", "weekdays"))
+            for column, name in ((behaviour.HOURS, "hours"), (behaviour.WEEKDAYS, "weekdays"))
         ),
         _affinities(states, behaviour.CATEGORIES, behaviour.CATEGORY_EVIDENCE, "category", "categories"),
         _affinities(states, behaviour.BRANDS, behaviour.BRAND_EVIDENCE, "brand", "brands"),
@@ -81,7 +83,7 @@ def fuse(states: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
 
 
 def _money(states: pl.DataFrame) -> list[pl.DataFrame]:
-    kinds = entries(states, behaviour.KINDS).sort(["u", "n", "key"], descending=[False, True, False])
+    kinds = ranked(entries(states, behaviour.KINDS), "n", "key")
     bought, back = pl.col("key") == "purchase", pl.col("key") == "return"
     spent = kinds.group_by("u").agg(
         (pl.col("spend").filter(bought).sum() - pl.col("spend").filter(back).sum()).alias("monetary"),
@@ -112,8 +114,8 @@ def _orders(states: pl.DataFrame) -> pl.DataFrame:
 
 def _sessions(states: pl.DataFrame) -> pl.DataFrame:
     """Intervals are joined over all periods, so that a session across a month's end is one."""
-    spans = states.select(pl.col("u").alias("g"), behaviour.SESSIONS.name).explode(behaviour.SESSIONS.name)
-    spans = join_intervals(spans.filter(pl.col(behaviour.SESSIONS.name).is_not_null()).unnest(behaviour.SESSIONS.name))
+    spread = behaviour.SESSIONS.spread(states.select(pl.col("u").alias("g"), behaviour.SESSIONS.name))
+    spans = join_intervals(spread)
     minutes = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 60_000_000
     counted = spans.group_by(pl.col("g").alias("u")).agg(
         pl.len().cast(_INT).alias("sessions"), minutes.mean().alias("session_minutes")
@@ -121,11 +123,9 @@ def _sessions(states: pl.DataFrame) -> pl.DataFrame:
     return states.select("u").unique().join(counted, on="u", how="left").with_columns(pl.col("sessions").fill_null(0))
 
 
-def _histogram(states: pl.DataFrame, column: str, name: str) -> pl.DataFrame:
-    width = states.schema[column].shape[0]  # type: ignore[attr-defined]
-    filled = states.filter(pl.col(column).is_not_null())
-    counts = filled.group_by("u").agg(pl.col(column).arr.get(i).sum().alias(str(i)) for i in range(width))
-    return counts.select("u", pl.concat_list(str(i) for i in range(width)).alias(name))
+def _histogram(states: pl.DataFrame, column: VectorSum, name: str) -> pl.DataFrame:
+    summed = column.gather(states.select(pl.col("u").alias("g"), column.name))
+    return summed.rename({"g": "u", column.name: name})
 
 
 def _affinities(states: pl.DataFrame, column: MapSum, acts_column: TopK, name: str, to: str) -> pl.DataFrame:
@@ -135,14 +135,15 @@ def _affinities(states: pl.DataFrame, column: MapSum, acts_column: TopK, name: s
         depth = pl.col("key").str.count_matches(PATH_SEPARATOR, literal=True)
     else:
         depth = pl.lit(0, pl.UInt32)
-    liked = liked.with_columns(depth.alias("depth"))
-    liked = liked.with_columns((pl.col("weight") / pl.col("weight").sum().over("u", "depth")).alias("share"))
-    liked = liked.filter((pl.col("weight") > 0) & (pl.col("key") != OTHER)).sort("u", falling("share"), "key")
-    liked = liked.group_by("u", maintain_order=True).head(MAX_AFFINITIES)
+    level = words(liked["u"].to_numpy(), liked.select(depth.alias("depth"))["depth"].to_numpy())
+    liked = liked.with_columns((pl.col("weight") / Runs.of(level).over(liked["weight"], "sum")).alias("share"))
+    liked = ranked(liked.filter((pl.col("weight") > 0) & (pl.col("key") != OTHER)), "share", "key")
+    liked = liked.filter(places(liked["u"].to_numpy()) < MAX_AFFINITIES)
     acts = best_evidence(states, acts_column)
-    fields = list(_ACT.inner.to_schema())  # type: ignore[union-attr]
-    evidence = acts.group_by("u", "key", maintain_order=True).agg(pl.struct(fields).alias("evidence"))
-    joined = liked.join(evidence, on=["u", "key"], how="left", maintain_order="left")
+    key = ranks(pl.concat([liked["key"], acts["key"]]))
+    pair = pl.Series("pair", words(np.r_[liked["u"].to_numpy(), acts["u"].to_numpy()], key))
+    evidence = segments.listed(acts.with_columns(pair[liked.height :]), "pair", "evidence", _ACT)
+    joined = liked.with_columns(pair[: liked.height]).join(evidence, on="pair", how="left", maintain_order="left")
     return listed(joined.rename({"key": name}), to, _affinity(name))
 
 
@@ -169,19 +170,20 @@ def _prices(states: pl.DataFrame, corpus: pl.DataFrame) -> list[pl.DataFrame]:
 
 
 def _habits(states: pl.DataFrame, column: MapSum, name: str, to: str) -> pl.DataFrame:
-    seen = entries(states, column).with_columns((pl.col("n") / pl.col("n").sum().over("u")).alias("share"))
-    seen = seen.filter(pl.col("key") != OTHER).sort(["u", "n", "key"], descending=[False, True, False])
+    seen = entries(states, column)
+    rows = Runs.of(seen["u"].to_numpy().astype(np.uint64)).over(seen["n"], "sum")
+    seen = seen.with_columns((pl.col("n") / rows).alias("share"))
+    seen = ranked(seen.filter(pl.col("key") != OTHER), "n", "key")
     return listed(seen.rename({"key": name}), to, _habit(name))
 
 
 def _searches(states: pl.DataFrame) -> pl.DataFrame:
     asked = entries(states, behaviour.SEARCHES).filter(pl.col("key") != OTHER).rename({"key": "query"})
     asked = asked.sort(["u", "n", "last", "query"], descending=[False, True, True, False])
-    return listed(asked.group_by("u", maintain_order=True).head(MAX_SEARCHES), "searches", _SEARCH)
+    return listed(asked, "searches", _SEARCH, at_most=MAX_SEARCHES)
 
 
 def _latest(states: pl.DataFrame) -> pl.DataFrame:
-    spread = states.select(pl.col("u").alias("g"), behaviour.LAST_ITEMS.name)
-    gathered = behaviour.LAST_ITEMS.gather(behaviour.LAST_ITEMS.spread(spread))
-    rows = gathered.rename({"g": "u"}).explode(behaviour.LAST_ITEMS.name).unnest(behaviour.LAST_ITEMS.name)
-    return listed(rows, "last_items", _LATEST)
+    latest = behaviour.LAST_ITEMS
+    gathered = latest.gather(latest.spread(states.select(pl.col("u").alias("g"), latest.name))).rename({"g": "u"})
+    return listed(segments.unlisted(gathered, latest.name), "last_items", _LATEST)

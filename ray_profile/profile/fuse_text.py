@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 
 from ray_profile.profile import statistics, text
-from ray_profile.profile.facet import FuseContext, entries, falling, listed
-from ray_profile.state import OTHER, PART, TIME, TopK, distinct_keys
+from ray_profile.profile.facet import FuseContext, best_evidence, entries, falling, listed
+from ray_profile.state import OTHER, PART, TIME, distinct_keys
 
 MAX_TAGS = 50
 MAX_TERMS = 25
@@ -41,7 +41,11 @@ _ENTITY: dict[str, pl.DataType] = {  # of evidence, `start` and `end` are charac
         pl.Struct({"id": _TEXT, "ts": TIME, "item_id": _TEXT, "start": _INT, "end": _INT, "snippet": _TEXT})
     ),
 }
-_LANGUAGE: dict[str, pl.DataType] = {"language": _TEXT, "share": _FLOAT}
+_LANGUAGE: dict[str, pl.DataType] = {
+    "language": _TEXT,
+    "share": _FLOAT,
+    "evidence": pl.List(pl.Struct({"id": _TEXT, "ts": TIME, "item_id": _TEXT, "snippet": _TEXT})),
+}
 
 DTYPES: dict[str, pl.DataType] = {
     "review_count": _INT,
@@ -70,15 +74,14 @@ DTYPES: dict[str, pl.DataType] = {
 }
 
 
-def vectors(states: pl.DataFrame, users: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per user the decayed sum (U, D) of the vectors of what they wrote, and its total weight (U,)."""
-    sums, weights = np.zeros((users, width)), np.zeros(users)
+def vectors(states: pl.DataFrame, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Users (G,) who wrote, ascending, the decayed sums (G, D) of the vectors of their words, and its weights (G,)."""
     written = states.filter(pl.col("text_vector").is_not_null())
-    if not written.is_empty():
-        u, scale = written["u"].to_numpy(), written["scale"].to_numpy()
-        np.add.at(sums, u, written["text_vector"].to_numpy() * scale[:, None])
-        weights += np.bincount(u, written["text_weight"].to_numpy() * scale, minlength=users)
-    return sums, weights
+    u, scale = written["u"].to_numpy(), written["scale"].to_numpy()
+    users, row = np.unique(u, return_inverse=True)
+    sums = np.zeros((len(users), width))
+    np.add.at(sums, row, written["text_vector"].list.to_array(width).to_numpy() * scale[:, None])
+    return users, sums, np.bincount(row, written["text_weight"].to_numpy() * scale, minlength=len(users))
 
 
 def fuse(states: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
@@ -97,17 +100,6 @@ def fuse(states: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
         _entities(states),
         _languages(states),
     ]
-
-
-def best_evidence(states: pl.DataFrame, column: TopK) -> pl.DataFrame:
-    """A top-k column over all of a user's periods: [u, key, id, weight, *fields], the k best per (u, key), in order."""
-    spread = states.select("u", "scale", column.name).filter(pl.col(column.name).list.len() > 0)
-    spread = spread.explode(column.name).unnest(column.name)
-    spread = spread.with_columns((pl.col("weight") * pl.col("scale")).alias("weight")).drop("scale")
-    order = ["u", "key", "weight", "id", *column.fields]
-    spread = spread.sort(order, descending=[name == "weight" for name in order], nulls_last=True)
-    spread = spread.unique(["u", "key", "id"], keep="first", maintain_order=True)
-    return spread.group_by("u", "key", maintain_order=True).head(column.k)
 
 
 def _sentiment(states: pl.DataFrame) -> pl.DataFrame:
@@ -209,7 +201,8 @@ def _tag_items(states: pl.DataFrame, shown: pl.DataFrame) -> pl.DataFrame:
 
 
 def _keywords(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
-    """TF-IDF: decayed count x ln((1 + users) / (1 + users with the term)).
+    """TF-IDF: decayed count x ln(1 + (users - df + 1/2) / (df + 1/2)), df the users with the term (Robertson and
+    Zaragoza, 2009, eq. 3.3, with Lucene's 1 +): never quite 0, so that the only user of a shop has keywords too.
 
     A word that never stands outside one of the chosen phrases is left to the phrase.
     """
@@ -217,7 +210,8 @@ def _keywords(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
     common = statistics.of(corpus, "term").rename({"value": "df"})
     found = entries(states, text.TERMS, scaled=("weight",)).filter(pl.col("key") != OTHER)
     found = found.join(common, on="key", how="left")
-    idf = ((1 + users) / (1 + pl.col("df").fill_null(1.0))).log()
+    df = pl.col("df").fill_null(1.0).clip(upper_bound=users)  # statistics may be older than the states
+    idf = (1 + (users - df + 0.5) / (df + 0.5)).log()
     found = found.with_columns((pl.col("weight") * idf).alias("weight"), pl.col("key").alias("term"))
     # What was said once tells little beside what was said again, however rare the word.
     found = found.filter(pl.col("weight") > 0).with_columns((pl.col("n") > 1).alias("again"))
@@ -256,7 +250,10 @@ def _entities(states: pl.DataFrame) -> pl.DataFrame:
 def _languages(states: pl.DataFrame) -> pl.DataFrame:
     spoken = entries(states, text.LANGUAGES).with_columns((pl.col("n") / pl.col("n").sum().over("u")).alias("share"))
     spoken = spoken.rename({"key": "language"}).sort(["u", "share", "language"], descending=[False, True, False])
-    return listed(spoken, "languages", _LANGUAGE)
+    evidence = _evidence(best_evidence(states, text.LANGUAGE_EVIDENCE), "language", _LANGUAGE["evidence"])
+    return listed(
+        spoken.join(evidence, on=["u", "language"], how="left", maintain_order="left"), "languages", _LANGUAGE
+    )
 
 
 def _evidence(rows: pl.DataFrame, name: str, dtype: pl.DataType) -> pl.DataFrame:

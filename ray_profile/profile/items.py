@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -53,6 +54,20 @@ class Items:
             frame.drop("vector").with_columns(levels("categories").alias("levels")).with_row_index("item"),
             vectors,
             known,
+        )
+
+    @cached_property
+    def keys(self) -> pl.DataFrame:
+        """[item, levels, brand, finest]: what rows are grouped by. Levels and brands are sorted Enums, for speed."""
+        named = {
+            "levels": self.frame["levels"].explode().drop_nulls().unique().sort(),
+            "brand": self.frame["brand"].drop_nulls().unique().sort(),
+        }
+        return self.frame.select(
+            "item",
+            pl.col("levels").cast(pl.List(pl.Enum(named["levels"]))),
+            pl.col("brand").cast(pl.Enum(named["brand"])),
+            pl.col("categories").list.last().alias("finest"),
         )
 
     @classmethod

@@ -21,6 +21,7 @@ from ray_profile.profile import behaviour, text
 from ray_profile.state import OTHER, PART, MapSum
 
 DTYPES: dict[str, pl.DataType] = {"statistic": pl.String(), "key": pl.String(), "value": pl.Float64()}
+ROWS_AT_ONCE = 1_000_000
 MAX_TERMS = 500_000  # the most common ones; a term beyond them counts as one that a single user has
 
 
@@ -43,7 +44,12 @@ def of_states(states: pl.DataFrame) -> pl.DataFrame:
 
 def combine(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """Add up the parts of all buckets and keep the most common terms; sorted by statistic and key."""
-    total = _added(parts)
+    waiting = [pl.DataFrame(schema=DTYPES)]
+    for part in parts:  # added up on the way: a cluster has more buckets than a driver can hold
+        waiting.append(part)
+        if sum(each.height for each in waiting[1:]) > max(waiting[0].height, ROWS_AT_ONCE):
+            waiting = [_added(waiting)]
+    total = _added(waiting)
     is_term = pl.col("statistic") == "term"
     # A term that one user has is told apart by none of the rest, and may be what only they would say: not kept.
     common = (

@@ -38,6 +38,7 @@ TERMS = MapSum("terms", {**_SEEN, "id": ("min", _TEXT)}, cap=512)
 ENTITIES = MapSum("entity_sums", _SEEN, cap=256)
 ENTITY_EVIDENCE = TopK("entity_evidence", {**_EVIDENCE, "start": _INT, "end": _INT}, k=2, cap=256)
 LANGUAGES = MapSum("language_sums", _COUNT, cap=32)
+LANGUAGE_EVIDENCE = TopK("language_evidence", _EVIDENCE, k=1, cap=LANGUAGES.cap)
 
 
 def columns(width: int) -> tuple[Column, ...]:
@@ -61,6 +62,7 @@ def columns(width: int) -> tuple[Column, ...]:
         ENTITIES,
         ENTITY_EVIDENCE,
         LANGUAGES,
+        LANGUAGE_EVIDENCE,
     )
 
 
@@ -173,13 +175,14 @@ def _tags(rows: pl.DataFrame, vectors: pl.DataFrame, felt: pl.DataFrame, context
 
 def _words(written: pl.DataFrame, context: FoldContext) -> list[pl.DataFrame]:
     """Terms, entities and languages of the rows that carry text."""
-    facts = written.select(pl.row_index("row"), "g", "id", "ts", "item_id", "text", "decay").with_columns(
+    facts = written.select(pl.row_index("row"), "g", "id", "ts", "item_id", "text", "snippet", "decay").with_columns(
         pl.col("decay").alias("weight"), pl.col("ts").alias("last")
     )
     found = terms.keywords(written["text"]).rename({"term": "key"}).join(facts, on="row")
     found = found.with_columns(pl.col("n").cast(_INT), pl.col("weight") * pl.col("n"))
-    spoken = facts.select("g", terms.languages(written["text"]).alias("key"), pl.lit(1, _INT).alias("n"))
-    pieces = [TERMS.gather(found), LANGUAGES.gather(spoken.filter(pl.col("key").is_not_null()))]
+    spoken = facts.with_columns(terms.languages(written["text"]).alias("key"), pl.lit(1, _INT).alias("n"))
+    spoken = spoken.filter(pl.col("key").is_not_null())
+    pieces = [TERMS.gather(found), LANGUAGES.gather(spoken), LANGUAGE_EVIDENCE.gather(spoken)]
     if context.gazetteer is None:
         return pieces
     named = context.gazetteer.find(written["text"]).rename({"entity": "key"}).join(facts, on="row")

@@ -103,12 +103,6 @@ def may_hold_text(source: Source) -> bool:
     return bool({"text", "title"} & {*made.columns, *source.columns})
 
 
-def has_item_columns(source: Source, names: Sequence[str]) -> bool:
-    """Whether rows with these column names also describe their items (a category, a brand, ...)."""
-    made = layout(source, names, sparse=True)
-    return any(column in made.columns for column in ITEM_COLUMNS)
-
-
 def _format(source: Source, name: str) -> Format:
     found = FORMATS.get(source.format)
     if found is None:

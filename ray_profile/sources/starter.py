@@ -68,6 +68,7 @@ _MEANINGS: dict[str, dict[str, tuple[str, object]]] = {
     },
     "build": {
         "wave_gb": ("source gigabytes that are read and committed at once", None),
+        "memory_gb": ("what --local holds of partial states before it writes them to local disk", None),
         "cpus": ("for Ray on this machine; absent: all", 8),
         "encoders": ("encoder workers", None),
         "gpus_per_encoder": ("1 gives each encoder a GPU", None),

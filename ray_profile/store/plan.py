@@ -139,7 +139,7 @@ def make_plan(
     )
     listed = {(file.source, file.path) for file in files}
     assert len(listed) == len(files), "a source lists a file twice"
-    _check_digests(past, digests)
+    check_digests(past, digests)
     known = _history(past)
     owners = {path: source for source, path in known}
     new: list[PlannedFile] = []
@@ -176,14 +176,15 @@ def _history(past: Sequence[PastWave]) -> dict[tuple[str, str], _Past]:
     return known
 
 
-def _check_digests(past: Sequence[PastWave], digests: Mapping[str, str | None]) -> None:
+def check_digests(past: Sequence[PastWave], digests: Mapping[str, str | None]) -> None:
+    """Raise `RootError` for one of these digests that must stay the same and is not that of the last fold."""
     folds = [each.wave for each in past if each.wave.kind == "fold"]
     if not folds:
         return
     last = max(folds, key=lambda wave: wave.number)
     for name, mend in FIXED_DIGESTS.items():
         there, here = last.digests.get(name), digests.get(name)
-        if there != here:
+        if name in digests and there != here:
             raise RootError(
                 f"the {name} has changed since wave {last.number} ({last.clock}): digest {there!r} there, {here!r} "
                 f"now; {mend}"

@@ -74,9 +74,10 @@ def asking(uri: str, what: str) -> Iterator[None]:
 
 def _refusals() -> tuple[type[Exception], ...]:
     """What the clients raise; S3's only where it is loaded, for that is a quarter of the time of a local look-up."""
-    botocore = sys.modules.get("botocore.exceptions")
+    botocore, polars = sys.modules.get("botocore.exceptions"), sys.modules.get("polars.exceptions")
     s3 = (botocore.BotoCoreError, botocore.ClientError) if botocore else ()
-    return (OSError, DeltaError, pa.ArrowException, *s3)
+    frames = (polars.ComputeError,) if polars else ()  # a full disk, a damaged file
+    return (OSError, DeltaError, pa.ArrowException, *s3, *frames)
 
 
 class Root:
@@ -85,6 +86,12 @@ class Root:
     def __init__(self, address: str, facts: RootFacts) -> None:
         self.address = address
         self.facts = facts
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Root) and (self.address, self.facts) == (other.address, other.facts)
+
+    def __hash__(self) -> int:
+        return hash((self.address, self.facts))
 
     @classmethod
     def open(cls, address: str, facts: RootFacts) -> Root:

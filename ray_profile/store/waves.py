@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import secrets
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -27,7 +28,19 @@ from ray_profile.store.plan import Found, Kind, PastWave, Plan, PlannedFile, Rej
 from ray_profile.store.root import Listing
 from ray_profile.store.tables import DataFile
 
-__all__ = ["Claim", "Fuse", "Plan", "PlannedFile", "RejectedFile", "Wave", "Writer", "pending"]
+__all__ = [
+    "Claim",
+    "Fuse",
+    "Plan",
+    "PlannedFile",
+    "RejectedFile",
+    "Wave",
+    "Writer",
+    "file_name",
+    "pending",
+    "unfused",
+    "wave_of",
+]
 
 WRITER = "writer"
 FUSED = "fused"
@@ -208,8 +221,16 @@ class Writer:
         self._written.add(wave.uuid)
         self.at("plan.after")
 
-    def commit_wave(self, wave: Wave, adds: Sequence[DataFile], rejected: Sequence[RejectedFile] = ()) -> None:
+    def commit_wave(
+        self,
+        wave: Wave,
+        adds: Sequence[DataFile],
+        rejected: Sequence[RejectedFile] = (),
+        facts: Mapping[str, int] | None = None,
+    ) -> None:
         """Fold a wave in: append its files, none if it has no rows, and remember the source files that it rejected.
+
+        `facts` are further application ids that the commit carries, for the fuse to read.
 
         Raises `FencedError`, then nothing of the wave is in the table, or `StorageError`, then the next run looks into
         the log: whatever happened, it plans exactly the files that are not in the table.
@@ -223,7 +244,7 @@ class Writer:
             created = self._files.create_json(values, WAVES, f"{wave.uuid}.rejected.json")
             assert created, f"wave {wave.uuid} has rejected other files already"
             self.at("reject.after")
-        self._commit(wave, adds, lambda handle, transactions: handle.append(adds, transactions))
+        self._commit(wave, adds, lambda handle, transactions: handle.append(adds, {**transactions, **(facts or {})}))
 
     def commit_replacement(self, wave: Wave, adds: Sequence[DataFile], removes: Sequence[DataFile]) -> None:
         """Put `adds` in the place of exactly `removes`: a compaction's or an erasure's commit, fenced like a wave's."""
@@ -313,6 +334,22 @@ def pending(states: Version, profiles: Version | None) -> tuple[int, int]:
     """(M, N): the wave up to which profiles are fused, and the last wave in the states. M < N: there is work to do."""
     fused = None if profiles is None else profiles.transaction(FUSED)
     return fused or 0, states.transaction(WRITER) or 0
+
+
+def unfused(states: Version, profiles: Version | None) -> set[int]:
+    """The waves whose rows are not in the profiles yet. A compaction moves rows, and makes none due."""
+    fused, _ = pending(states, profiles)
+    return {wave for wave in map(wave_of, states.files()) if wave > fused}
+
+
+def file_name(wave_uuid: str, wave: int | None = None) -> str:
+    """A new name for a data file: an attempt that comes late must not overwrite what another one has committed."""
+    return f"{wave_uuid}-{secrets.token_hex(4)}" + (f"-w{wave}" if wave is not None else "")
+
+
+def wave_of(file: DataFile) -> int:
+    """The greatest wave number among the rows of a states file, which its name carries."""
+    return int(file.path.rsplit("-w", 1)[1].removesuffix(".parquet"))
 
 
 def _uuid_of(path: str) -> str | None:

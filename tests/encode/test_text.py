@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ray_profile.config import DEFAULT_ENCODER, Encoder
-from ray_profile.encode import text as text_module
+from ray_profile.encode import place
+from ray_profile.encode.batches import batches
 from ray_profile.encode.text import TextEncoder, Tokenizer, encode_distinct, readable_or_raise, resolve
 from ray_profile.errors import EncoderError
 
@@ -71,9 +72,9 @@ def test_bf16_vectors_are_close(minilm: TextEncoder) -> None:
 
 
 def test_the_choice_of_dtype_takes_no_time() -> None:
-    text_module._bf16_is_faster.cache_clear()
+    place.bf16_is_faster.cache_clear()
     began = time.perf_counter()
-    chosen = text_module._bf16_is_faster(torch.get_num_threads())
+    chosen = place.bf16_is_faster(torch.get_num_threads())
     assert isinstance(chosen, bool)
     assert time.perf_counter() - began < 3  # a tenth of that on an idle machine
 
@@ -107,9 +108,9 @@ def test_order_is_restored_and_batches_do_not_matter(minilm: TextEncoder) -> Non
 
 def test_a_batch_never_exceeds_the_budget() -> None:
     lengths = np.array([5, 300, 2, 2, 64, 9, 64])
-    batches = list(text_module._batches(lengths, 128))
-    assert sorted(np.concatenate(batches)) == list(range(7))
-    assert all(len(rows) == 1 or len(rows) * lengths[rows].max() <= 128 for rows in batches)
+    plan = list(batches(lengths, 128))
+    assert sorted(np.concatenate(plan)) == list(range(7))
+    assert all(len(rows) == 1 or len(rows) * lengths[rows].max() <= 128 for rows in plan)
 
 
 def test_ids_may_come_in_chunks_and_slices(minilm: TextEncoder) -> None:
@@ -191,7 +192,7 @@ def test_a_broken_model_is_refused_with_a_next_step(copied: Path) -> None:
     with pytest.raises(EncoderError, match="lacks 1 of its weights"):
         TextEncoder.load(Encoder(model=str(copied)), device="cpu")
     (copied / "model.safetensors").write_bytes(b"\0" * 64)
-    with pytest.raises(EncoderError, match="cannot load"):
+    with pytest.raises(EncoderError, match="cannot be loaded"):
         TextEncoder.load(Encoder(model=str(copied)), device="cpu")
     (copied / "tokenizer.json").write_text(json.dumps({"model": 1}))
     with pytest.raises(EncoderError, match=r"tokenizer\.json cannot be read"):

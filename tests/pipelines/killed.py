@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiny
 
 from ray_profile.config import load
-from ray_profile.pipelines import catalogue, work
+from ray_profile.pipelines import buckets, catalogue, work
 from ray_profile.pipelines.build import build
 
 
@@ -45,7 +45,7 @@ def main() -> None:
             die()
         return file
 
-    work.write_file = catalogue.write_file = write_and_die
+    work.write_file = buckets.write_file = catalogue.write_file = write_and_die
     build(load(path, [f"root={root}", "encoder.dtype=float32"]), local=not through_ray, at=at, clock=tiny.CLOCK)
     print("\n".join(steps))
 

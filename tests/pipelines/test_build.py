@@ -31,6 +31,8 @@ from ray_profile.pipelines.compact import compact
 from ray_profile.pipelines.lookup import profile_of, status_of
 from ray_profile.sources.redact import pseudonyms
 from ray_profile.sources.simulate import Shop
+from ray_profile.store.root import Root
+from ray_profile.store.tables import Table, read_files
 
 
 def run(config: Config, **options: object) -> Summary:
@@ -273,14 +275,20 @@ def test_the_run_that_commits_second_fails_and_changes_nothing(shop: Shop, built
     assert run(config).waves == 0
 
 
-def test_compaction_keeps_every_profile_and_the_next_build_goes_on(shop: Shop, built: Path, tmp_path: Path) -> None:
+def test_compaction_keeps_every_profile_and_the_next_build_goes_on(
+    shop: Shop, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "root"
     run(of_months(shop, root, 1))
     run(of_months(shop, root, 2))
     before, states = profiles_of(root), states_of(root, tiny.WIDTH)
-    done = compact(of_months(shop, root, 2), max_files=1, clock=tiny.CLOCK)
+    done = compact(of_months(shop, root, 2), local=True, max_files=1, clock=tiny.CLOCK)
     assert done.files_before > done.files_after > 0
-    assert status_of(of_months(shop, root, 2))["most_files_in_a_bucket"] == 1
+    found = status_of(of_months(shop, root, 2))
+    assert (found["most_files_in_a_bucket"], found["waves_not_fused"]) == (1, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("ray_profile.pipelines.build.engine_of", None)  # nothing is due: no engine is asked for
+        assert run(of_months(shop, root, 2)).profiles_written == 0
     assert profiles_of(root).equals(before)
     assert_equal_frames(states_of(root, tiny.WIDTH), states)
     run(of_months(shop, root, 3))
@@ -298,6 +306,11 @@ def test_what_a_root_was_made_with_cannot_change(shop: Shop, built: Path) -> Non
     ):
         with pytest.raises(RootError, match=said):
             run(tiny.config_of(shop, built, override))
+        with pytest.raises(RootError, match=said):
+            compact(tiny.config_of(shop, built, override), local=True, clock=tiny.CLOCK)
+    user = str(pl.read_parquet(shop.truth)["user_id"][0])
+    with pytest.raises(RootError, match="encoder has changed"):
+        profile_of(tiny.config_of(shop, built, "encoder.max_length=64"), user, "2025-11-01")
 
 
 def test_a_source_without_files_and_an_unknown_format_are_named(shop: Shop, tmp_path: Path) -> None:
@@ -351,6 +364,32 @@ def test_one_file_of_two_sources_counts_for_both(shop: Shop, tmp_path: Path) -> 
     kinds = profiles_of(tmp_path / "root")["kinds"].explode().struct.field("kind").value_counts()
     assert dict(kinds.iter_rows()) == {"purchase": 30, "view": 30}
     assert profiles_of(tmp_path / "root")["tags"].list.len().min() == 1
+
+
+def test_compaction_merges_the_catalogue_too(shop: Shop, tmp_path: Path) -> None:
+    def of_days(days: int) -> Config:
+        text = f"user,item,title,ts\nann,i{days},Guitar {days},2025-10-0{days}\n"
+        (tmp_path / f"{days}.csv").write_text(text)
+        columns = {"user_id": "user", "item_id": "item", "item_title": "title", "ts": "ts"}
+        source = {"format": "columns", "kind": "view", "paths": [f"{tmp_path}/*.csv"], "columns": columns}
+        config = load(shop.config, [f"root={tmp_path / 'root'}", "encoder.dtype=float32"]).model_dump()
+        return parse({**config, "taxonomy": {}, "sources": {"views": source}})
+
+    for days in (1, 2, 3):
+        run(of_days(days))
+    items = Table(Root.existing(str(tmp_path / "root")), "items", partitioned=False)
+    before = items.open()
+    assert before is not None
+    rows = read_files(items, before.files()).sort_by("item_id")
+    assert len(before.files()) == 3
+    config = of_days(4)
+    compact(config, local=True, max_files=2, clock=tiny.CLOCK)
+    after = items.open()
+    assert after is not None
+    assert len(after.files()) == 1
+    assert read_files(items, after.files()).equals(rows)
+    run(config)
+    assert profiles_of(tmp_path / "root")["last_items"].list.len().to_list() == [4]
 
 
 def test_orders_are_pseudonyms_and_places_are_redacted(shop: Shop, tmp_path: Path) -> None:

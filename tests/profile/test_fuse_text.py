@@ -282,8 +282,13 @@ def test_keywords_weigh_by_rarity_and_leave_to_the_phrase_what_stands_nowhere_el
     ids = set(world.rows_of(mine)["id"])
     assert {k["id"] for k in ann["keywords"]} <= ids
     decayed = sum(2 * _decay(r, dt.datetime(2024, 3, 1, tzinfo=dt.UTC)) for r in mine[:3])
-    assert words["acoustic bridge"]["weight"] == pytest.approx(decayed * math.log(11 / 2))
-    assert "strings" not in words  # everybody says it, so it tells nothing: ln(11 / 11) = 0
+    assert words["acoustic bridge"]["weight"] == pytest.approx(decayed * math.log(1 + (10 - 1 + 0.5) / 1.5))
+    assert words["strings"]["weight"] < words["acoustic bridge"]["weight"] / 20  # everybody says it: it tells little
+
+
+def test_the_only_user_of_a_shop_has_keywords_too() -> None:
+    words = world.profile_of([review(text="a warm bridge pickup, a warm tone"), review(text="warm", day=2)])["keywords"]
+    assert words[0]["term"] == "warm"
 
 
 def test_a_word_that_also_stands_alone_stays_beside_its_phrase() -> None:
@@ -321,7 +326,10 @@ def test_languages_are_shares_of_the_texts_that_can_be_told() -> None:
     english = "This guitar stays in tune for a whole evening and the case is sturdy"
     rows = [review(text=english, day=n) for n in range(3)] + [review(text="咖啡机很好用，推荐购买"), review(text="😀")]
     languages = world.profile_of(rows)["languages"]
-    assert languages == [{"language": "en", "share": 0.75}, {"language": "zh", "share": 0.25}]
+    assert [(each["language"], each["share"]) for each in languages] == [("en", 0.75), ("zh", 0.25)]
+    newest = world.rows_of(rows[:3]).sort("ts")["id"][-1]
+    assert [act["id"] for act in languages[0]["evidence"]] == [newest]
+    assert languages[1]["evidence"][0]["snippet"].startswith("咖啡机")
 
 
 # ---- the vector

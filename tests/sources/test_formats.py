@@ -7,7 +7,7 @@ import pytest
 from ray_profile.config import Source
 from ray_profile.errors import ConfigError, SourceError
 from ray_profile.schema import ITEMS, ROWS
-from ray_profile.sources.formats import CONTRACT, FORMATS, has_item_columns, is_catalogue, layout
+from ray_profile.sources.formats import CONTRACT, FORMATS, is_catalogue, layout
 
 
 def source(format: str = "columns", **rest: Any) -> Source:
@@ -162,11 +162,3 @@ def test_catalogue_is_told_from_events() -> None:
     assert is_catalogue(source(columns={"item_id": "sku", "title": "name", "category": "dept"}))
     assert not is_catalogue(source(columns=EVENTS))
     assert not is_catalogue(source(columns={"item_id": "cat", "text": "review"}))
-
-
-def test_event_source_with_item_columns_is_an_implicit_catalogue() -> None:
-    names = ["user_id", "item_id", "behavior_type", "item_category", "time"]
-    assert has_item_columns(source("taobao"), names)
-    assert not has_item_columns(source("taobao"), [name for name in names if name != "item_category"])
-    assert has_item_columns(source(columns={**EVENTS, "category": "c"}, kind="view"), ["u", "i", "t", "c"])
-    assert not has_item_columns(source(columns=EVENTS, kind="view"), ["u", "i", "t"])

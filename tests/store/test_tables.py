@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import resource
 import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 import seaweedfs
 
 from ray_profile.errors import FencedError, RootError, StorageError
+from ray_profile.store import parquet
 from ray_profile.store.root import Root, RootFacts
 from ray_profile.store.tables import DataFile, Handle, Table, read_files, write_file
 
@@ -124,6 +126,29 @@ def test_writing_leaves_only_the_whole_file(table: Table) -> None:
     assert after - before == {f"states/{file.path}"}
     listed = {listing.path: listing.size for listing in table.root.list("states")}
     assert listed[f"states/{file.path}"] == file.size
+
+
+def test_a_full_disk_is_said_in_words_and_leaves_nothing(tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path / "root"), FACTS)
+    table = Table(root, "states", SCHEMA)
+    table.create()
+    before = root.list("states")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # bytes a file: as on a full disk, the write stops early
+    try:
+        with pytest.raises(StorageError, match="space left on the disk"):
+            write(table, 1, "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert root.list("states") == before
+
+
+def test_a_bucket_of_many_row_groups_finds_one_user(table: Table) -> None:
+    names = [f"user {at:05}" for at in range(3 * parquet.ROWS_PER_GROUP + 1)]
+    file = write(table, 2, *names)
+    for name in (names[0], names[parquet.ROWS_PER_GROUP], names[-1]):
+        found = read_files(table, [file], ["user_id", "n"], pc.field("user_id") == name)
+        assert found.to_pylist() == [{"user_id": name, "n": names.index(name)}]
 
 
 def test_a_table_of_other_columns_is_refused(table: Table) -> None:
