@@ -70,8 +70,8 @@ _MEANINGS: dict[str, dict[str, tuple[str, object]]] = {
         "wave_gb": ("source gigabytes that are read and committed at once", None),
         "memory_gb": ("what --local holds of partial states before it writes them to local disk", None),
         "cpus": ("for Ray on this machine; absent: all", 8),
-        "encoders": ("encoder workers", None),
-        "gpus_per_encoder": ("1 gives each encoder a GPU", None),
+        "encoders": ("encoder workers; absent: one a GPU, one where there is none", 1),
+        "gpus_per_encoder": ("absent: 1 where Ray has GPUs when a run starts, else 0", 0.0),
     },
 }
 
