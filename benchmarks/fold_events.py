@@ -6,10 +6,12 @@ import datetime as dt
 
 import numpy as np
 import polars as pl
+from corpus import zipf
 
-from ray_profile.pipelines.work import frame_of
+from ray_profile.pipelines.tables import frame_of
 from ray_profile.profile.items import ITEM_DTYPES, Items
 from ray_profile.schema import ROWS
+from ray_profile.segments import starts
 
 START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 AS_OF = dt.datetime(2024, 7, 1, tzinfo=dt.UTC)
@@ -31,7 +33,7 @@ def catalogue(width: int, rng: np.random.Generator) -> Items:
             "item_id": [f"B{n:09d}" for n in range(ITEMS)],
             "title": [f"Item {n} of {path[-1]}" for n, path in enumerate(paths)],
             "categories": paths,
-            "brand": [f"Brand {n}" for n in _zipf(rng, BRANDS, ITEMS, 1.0)],
+            "brand": [f"Brand {n}" for n in zipf(rng, ITEMS, BRANDS, 1.0)],
             "price": np.exp(rng.normal(3.2, 1.0, ITEMS)).round(2),
             "tags": [[{"tag": path[-1], "source": "catalogue", "score": 1.0}] for path in paths],
         },
@@ -58,19 +60,19 @@ def events(
     visit = np.repeat(np.arange(len(sizes)), sizes)[:rows]
     visits = int(visit[-1]) + 1
     once = rng.permutation(users)[:visits]
-    who = np.r_[once, _zipf(rng, users, visits - len(once), exponent)]
+    who = np.r_[once, zipf(rng, visits - len(once), users, exponent)]
     who[rng.random(visits) < heavy] = 0
     begin = rng.integers(0, DAYS, visits) * 86_400 + (rng.normal(15, 4, visits) % 24 * 3_600).astype(np.int64)
     gap = rng.exponential(150, rows).astype(np.int64) + 1
-    at = np.cumsum(gap) - np.repeat(_firsts(np.cumsum(gap), visit), np.bincount(visit))
+    at = np.cumsum(gap) - np.repeat(np.cumsum(gap)[starts(visit)], np.bincount(visit))
     seconds = np.minimum(begin[visit] + at, DAYS * 86_400 - 1)
     order = np.argsort(seconds, kind="stable")
     visit, seconds = visit[order], seconds[order]
     user = who[visit]
     kind = rng.choice(len(KINDS), rows, p=list(KINDS.values()))
-    item = _zipf(rng, ITEMS, rows, 0.9)
+    item = zipf(rng, rows, ITEMS, 0.9)
     away = rng.random(rows) < 0.1
-    place = np.where(away, _zipf(rng, PLACES, rows, 1.0), user * 7919 % PLACES)
+    place = np.where(away, zipf(rng, rows, PLACES, 1.0), user * 7919 % PLACES)
     bought = kind == 3
     table = pl.DataFrame(
         {
@@ -93,17 +95,6 @@ def events(
         pl.lit(None, pl.Float32).alias("rating"),
     )
     return table.select(ROWS.names).cast(frame_of(ROWS.empty_table()).schema).rechunk()
-
-
-def _zipf(rng: np.random.Generator, n: int, size: int, exponent: float) -> np.ndarray:
-    """Ranks from 0 with probability in proportion to (rank + 1)^-exponent."""
-    share = np.cumsum(np.arange(1, n + 1, dtype=np.float64) ** -exponent)
-    return np.searchsorted(share, rng.random(size) * share[-1])
-
-
-def _firsts(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """The value at the first place of each run of `group`."""
-    return values[np.flatnonzero(np.r_[True, group[1:] != group[:-1]])]
 
 
 def _hex(rng: np.random.Generator, n: int) -> pl.Series:

@@ -49,12 +49,19 @@ class Runs:
     @cached_property
     def lengths(self) -> Index:
         """(R,)"""
-        return np.diff(self.starts, append=len(self.order))
+        return lengths(self.starts, len(self.order))
 
     @cached_property
     def numbers(self) -> Index:
         """The number of each ordered row's run (N,)."""
         return np.repeat(np.arange(len(self.starts)), self.lengths)
+
+    @cached_property
+    def of_rows(self) -> Index:
+        """The number of each row's run (N,), in the rows' own order."""
+        of_rows = np.empty(len(self.order), np.int64)
+        of_rows[self.order] = self.numbers
+        return of_rows
 
     def reduce(self, values: pl.Series, how: Aggregate) -> pl.Series:
         """One value of the same type per run; nulls are passed over."""
@@ -69,9 +76,7 @@ class Runs:
 
     def over(self, values: pl.Series, how: Aggregate) -> pl.Series:
         """The reduced value of each row's run, one per row (N,)."""
-        place = np.empty(len(self.order), np.int64)
-        place[self.order] = self.numbers
-        return self.reduce(values, how).gather(place)
+        return self.reduce(values, how).gather(self.of_rows)
 
 
 def starts(ordered: npt.NDArray[Any]) -> Index:
@@ -79,6 +84,11 @@ def starts(ordered: npt.NDArray[Any]) -> Index:
     if len(ordered) == 0:
         return np.zeros(0, np.int64)
     return np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+
+
+def lengths(begin: Index, rows: int) -> Index:
+    """How long each run is (R,), of `rows` rows in all."""
+    return np.diff(begin, append=rows)
 
 
 def ranks(values: pl.Series) -> Halves:
@@ -124,7 +134,7 @@ def ordered(keys: Words, rows: pl.DataFrame, by: Mapping[str, bool]) -> Index:
 def places(ordered_groups: npt.NDArray[Any]) -> Index:
     """How many rows of the same group stand before each (N,); groups are in order."""
     begin = starts(ordered_groups)
-    return np.arange(len(ordered_groups)) - np.repeat(begin, np.diff(begin, append=len(ordered_groups)))
+    return np.arange(len(ordered_groups)) - np.repeat(begin, lengths(begin, len(ordered_groups)))
 
 
 def first_of_each(ordered_groups: npt.NDArray[Any], values: pl.Series) -> npt.NDArray[np.bool_]:
@@ -135,10 +145,10 @@ def first_of_each(ordered_groups: npt.NDArray[Any], values: pl.Series) -> npt.ND
     return pl.DataFrame({"group": ordered_groups, "value": values}).to_struct().is_first_distinct().to_numpy()
 
 
-def lists(lengths: Index, values: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Lists of the given lengths (L,) over consecutive values, sharing their memory."""
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
+def lists(sizes: Index, values: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Lists of the given sizes (L,) over consecutive values, sharing their memory."""
+    offsets = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
     inner = values.rechunk().to_arrow(compat_level=pl.CompatLevel.newest())
     made = pl.Series(values.name, pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), inner))
     return made if made.dtype == dtype else made.cast(dtype)
@@ -151,15 +161,15 @@ def listed(rows: pl.DataFrame, by: str, name: str, dtype: pl.DataType) -> pl.Dat
     group = rows[by].to_numpy()
     begin = starts(group)
     values = rows.select(field.name for field in dtype.inner.fields).to_struct(name)
-    column = lists(np.diff(begin, append=len(group)), values, dtype)
+    column = lists(lengths(begin, len(group)), values, dtype)
     return pl.DataFrame([rows[by].gather(begin), column])
 
 
 def unlisted(rows: pl.DataFrame, name: str) -> pl.DataFrame:
     """Rows [*others, name] with `name` a list of structs -> one row per struct: the others, then its fields."""
-    lengths = rows[name].list.len().fill_null(0).to_numpy()
+    sizes = rows[name].list.len().fill_null(0).to_numpy()
     values = rows[name].explode(empty_as_null=False, keep_nulls=False).struct.unnest()
-    repeated = np.repeat(np.arange(rows.height), lengths)
+    repeated = np.repeat(np.arange(rows.height), sizes)
     return pl.DataFrame([*rows.drop(name)[repeated].iter_columns(), *values.iter_columns()])
 
 
@@ -168,9 +178,9 @@ def spaced(groups: npt.NDArray[Any], column: pl.Series, height: int) -> pl.Serie
     if len(groups) == height:
         return column
     if isinstance(column.dtype, pl.List) and isinstance(column.dtype.inner, pl.Struct):
-        lengths = np.zeros(height, np.int64)
-        lengths[groups] = column.list.len().to_numpy()
-        return lists(lengths, column.explode(empty_as_null=False, keep_nulls=False), column.dtype)
+        sizes = np.zeros(height, np.int64)
+        sizes[groups] = column.list.len().to_numpy()
+        return lists(sizes, column.explode(empty_as_null=False, keep_nulls=False), column.dtype)
     where = np.full(height, len(column), np.int64)
     where[groups] = np.arange(len(column))
     return column.extend_constant(None, 1).gather(where)

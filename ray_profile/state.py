@@ -27,6 +27,7 @@ from ray_profile.segments import (
     Runs,
     first_of_each,
     halves,
+    lengths,
     listed,
     lists,
     ordered,
@@ -127,9 +128,9 @@ class MapSum:
     def gather(self, entries: pl.DataFrame) -> pl.DataFrame:
         sums = self.sum(entries)
         group = sums["g"].to_numpy()
-        lengths = np.diff(starts(group), append=len(group))
-        if (lengths > self.cap).any():
-            over = np.repeat(lengths > self.cap, lengths)
+        keys = lengths(starts(group), len(group))
+        if (keys > self.cap).any():
+            over = np.repeat(keys > self.cap, keys)
             sums = pl.concat([sums.filter(~over), self.sum(self._cap(sums.filter(over)))]).sort(
                 "g", maintain_order=True
             )
@@ -199,13 +200,13 @@ class TopK:
         best = best.with_columns(pl.col("key").cast(pl.String))
         first = starts(run)
         group = best["g"].to_numpy()[first]
-        keys = np.diff(starts(group), append=len(group))
+        keys = lengths(starts(group), len(group))
         over = np.repeat(keys > self.cap, keys)
         if over.any():
             ranked = _ranked(best[first[over]].select("g", "key"), self.by_first)
             kept = np.ones(len(first), np.bool_)
             kept[over] = (ranked["rank"] <= self.cap).to_numpy()
-            best = best.filter(np.repeat(kept, np.diff(first, append=len(run))))
+            best = best.filter(np.repeat(kept, lengths(first, len(run))))
         return listed(best, "g", self.name, self.dtype)
 
     def spread(self, states: pl.DataFrame) -> pl.DataFrame:
@@ -213,9 +214,7 @@ class TopK:
 
     def best(self, entries: pl.DataFrame, by: str = "g") -> tuple[pl.DataFrame, Index]:
         """The k best entries of each key of each group, in order; and the number (N,) of the pair that each is of."""
-        pairs = Runs.of(words(entries[by].to_numpy(), ranks(entries["key"])))
-        pair = np.empty(entries.height, np.int64)
-        pair[pairs.order] = pairs.numbers
+        pair = Runs.of(words(entries[by].to_numpy(), ranks(entries["key"]))).of_rows
         greatest = halves(entries["weight"].to_numpy(), falling=True)
         rank = {"weight": True, "id": False, **dict.fromkeys(self.fields, False)}
         order = ordered(words(pair, greatest), entries, rank)
@@ -294,9 +293,7 @@ def group(rows: pl.DataFrame) -> tuple[pl.Series, pl.DataFrame]:
     """Number the (user_id, period) of each row. Returns `g` (UInt32, one a row) and the frame [g, user_id, period]."""
     days = rows["period"].to_physical().to_numpy().astype(np.int64) + 2**31
     runs = Runs.of(words(ranks(rows["user_id"]), days))
-    g = np.empty(rows.height, np.uint32)
-    g[runs.order] = runs.numbers
-    return pl.Series("g", g), rows[runs.firsts].select(KEYS).with_row_index("g")
+    return pl.Series("g", runs.of_rows, dtype=pl.UInt32), rows[runs.firsts].select(KEYS).with_row_index("g")
 
 
 def join_intervals(entries: pl.DataFrame, gap_minutes: int = SESSION_GAP_MINUTES) -> pl.DataFrame:

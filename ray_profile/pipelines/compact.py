@@ -65,7 +65,7 @@ def _merge(run: Run, crowded: dict[int, tuple[DataFile, ...]], local: bool, now:
     run.writer.write_plan(wave)
     engine = engine_of(run.config, local)
     try:
-        adds = engine.merge(MergeJob(run.root, wave.uuid, run.width, crowded), sorted(crowded))
+        adds = engine.merge(MergeJob(run.root, wave.uuid, run.width, crowded))
     finally:
         engine.close()
     run.writer.commit_replacement(wave, adds, [file for files in crowded.values() for file in files])

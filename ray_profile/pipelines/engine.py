@@ -50,8 +50,8 @@ class Engine(Protocol):
         """Fuse the buckets of the job. Sorted by bucket."""
         ...
 
-    def merge(self, job: MergeJob, buckets: Sequence[int]) -> list[DataFile]:
-        """Merge the files of some buckets, not committed."""
+    def merge(self, job: MergeJob) -> list[DataFile]:
+        """Merge the files of each bucket of the job, not committed."""
         ...
 
     def close(self) -> None:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from ray_profile.config import Config
-from ray_profile.pipelines import buckets as by_bucket
-from ray_profile.pipelines import work
+from ray_profile.pipelines import buckets, work
 from ray_profile.pipelines.engine import Progress, no_progress
 from ray_profile.pipelines.report import Report, by_file
 from ray_profile.pipelines.spill import Spill
@@ -55,7 +54,7 @@ class LocalEngine:
         """See `Engine`."""
         costs = work.costs_of(job.config, ranges)
         total = sum(costs)
-        reports: dict[tuple[str, str], Report] = {}
+        reports: list[Report] = []
         rows, before = 0, 0.0
         with Spill(state_schema(job.width), int(self._config.build.memory_gb * GB)) as spill:
             for range_, cost in zip(ranges, costs, strict=True):
@@ -63,14 +62,14 @@ class LocalEngine:
                 for block in self._encoded(job, range_, cost):
                     states, report = work.fold_block(block, job)
                     spill.add(states)
-                    reports |= by_file([*filter(None, [reports.get((report.source, report.file))]), report])
+                    reports.append(report)
                     rows, done = rows + report.rows_read, min(done + report.cost, before + cost)
                     self._progress("fold", done, total, rows)
                 before += cost
                 self._progress("fold", before, total, rows)
             written = [work.write_states(job, bucket, states) for bucket, states in spill.buckets()]
-        work.assert_all_arrived(written, reports.values())
-        return written, list(reports.values())
+        work.assert_all_arrived(written, reports)
+        return written, list(by_file(reports).values())
 
     def _encoded(self, job: work.WaveJob, range_: Range, cost: float) -> Iterator[work.Block]:
         """The blocks of a range, with vectors where there is text."""
@@ -85,17 +84,17 @@ class LocalEngine:
     def statistics(self, root: Root, width: int, states: Mapping[int, Sequence[DataFile]]) -> pl.DataFrame:
         """See `Engine`."""
         return statistics.combine(
-            by_bucket.statistics_of_bucket(root, width, states[bucket]) for bucket in sorted(states)
+            buckets.statistics_of_bucket(root, width, states[bucket]) for bucket in sorted(states)
         )
 
-    def fuse(self, job: by_bucket.FuseJob) -> list[by_bucket.Fused]:
+    def fuse(self, job: buckets.FuseJob) -> list[buckets.Fused]:
         """See `Engine`."""
-        fused: list[by_bucket.Fused] = []
-        for group in by_bucket.groups_of(job, 1):
-            fused += by_bucket.fuse_buckets(job, group)
+        fused: list[buckets.Fused] = []
+        for group in buckets.groups_of(job, 1):
+            fused += buckets.fuse_buckets(job, group)
             self._progress("fuse", len(fused), len(job.states), sum(each.new + each.changed for each in fused))
         return fused
 
-    def merge(self, job: by_bucket.MergeJob, buckets: Sequence[int]) -> list[DataFile]:
+    def merge(self, job: buckets.MergeJob) -> list[DataFile]:
         """See `Engine`."""
-        return [by_bucket.merge_bucket(job, bucket) for bucket in buckets]
+        return [buckets.merge_bucket(job, bucket) for bucket in job.states]

@@ -31,8 +31,7 @@ from ray_profile.config import Config
 from ray_profile.config import Encoder as Settings
 from ray_profile.encode.tokens import Tokenizer
 from ray_profile.errors import BuildFailed, ConfigError, RayProfileError
-from ray_profile.pipelines import buckets as by_bucket
-from ray_profile.pipelines import work
+from ray_profile.pipelines import buckets, work
 from ray_profile.pipelines.engine import Progress
 from ray_profile.pipelines.report import Report, by_file
 from ray_profile.pipelines.tables import frame_of
@@ -140,27 +139,27 @@ class RayEngine:
 
     def statistics(self, root: Root, width: int, states: Mapping[int, Sequence[DataFile]]) -> pl.DataFrame:
         """See `Engine`."""
-        task = ray.remote(by_bucket.statistics_of_bucket)
+        task = ray.remote(buckets.statistics_of_bucket)
         calls = [partial(task.remote, root, width, states[bucket]) for bucket in sorted(states)]
         return statistics.combine(_one_by_one(calls))
 
-    def fuse(self, job: by_bucket.FuseJob) -> list[by_bucket.Fused]:
+    def fuse(self, job: buckets.FuseJob) -> list[buckets.Fused]:
         """See `Engine`."""
         with _plainly():
-            task, shared = ray.remote(by_bucket.fuse_buckets), ray.put(job)
-            waiting = [task.remote(shared, group) for group in by_bucket.groups_of(job, self._partitions)]
-            fused: list[by_bucket.Fused] = []
+            task, shared = ray.remote(buckets.fuse_buckets), ray.put(job)
+            waiting = [task.remote(shared, group) for group in buckets.groups_of(job, self._partitions)]
+            fused: list[buckets.Fused] = []
             while waiting:
                 ready, waiting = ray.wait(waiting)
                 fused += [each for group in ray.get(ready) for each in group]
                 self._progress("fuse", len(fused), len(job.states), sum(each.new + each.changed for each in fused))
         return sorted(fused, key=lambda each: each.bucket)
 
-    def merge(self, job: by_bucket.MergeJob, buckets: Sequence[int]) -> list[DataFile]:
+    def merge(self, job: buckets.MergeJob) -> list[DataFile]:
         """See `Engine`."""
         with _plainly():
-            task, shared = ray.remote(by_bucket.merge_bucket), ray.put(job)
-            merged: list[DataFile] = ray.get([task.remote(shared, bucket) for bucket in buckets])
+            task, shared = ray.remote(buckets.merge_bucket), ray.put(job)
+            merged: list[DataFile] = ray.get([task.remote(shared, bucket) for bucket in job.states])
         return merged
 
     def _text_actors(self, count: int) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import polars as pl
 import pyarrow as pa
@@ -14,12 +14,11 @@ from ray_profile.profile.items import ITEM_DTYPES, Items
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile, Table, read_files
 
-_PROFILES = pl.DataFrame(schema=PROFILE_DTYPES).to_arrow().schema
 
-
+@lru_cache(maxsize=8)  # turning a hundred columns into an Arrow schema takes milliseconds, and every bucket asks
 def states_table(root: Root, width: int) -> Table:
     """The states table."""
-    return Table(root, "states", _states_schema(width))
+    return Table(root, "states", pl.DataFrame(schema=states_dtypes(width)).to_arrow().schema)
 
 
 def states_dtypes(width: int) -> pl.Schema:
@@ -27,16 +26,13 @@ def states_dtypes(width: int) -> pl.Schema:
     return pl.Schema({**state_schema(width).dtypes, "wave_no": pl.Int64()})
 
 
-@cache
-def _states_schema(width: int) -> pa.Schema:
-    return pl.DataFrame(schema=states_dtypes(width)).to_arrow().schema
-
-
+@lru_cache(maxsize=8)
 def profiles_table(root: Root) -> Table:
     """The profiles table."""
-    return Table(root, "profiles", _PROFILES)
+    return Table(root, "profiles", pl.DataFrame(schema=PROFILE_DTYPES).to_arrow().schema)
 
 
+@lru_cache(maxsize=8)
 def items_table(root: Root) -> Table:
     """The catalogue."""
     return Table(root, "items", pl.DataFrame(schema=ITEM_DTYPES).to_arrow().schema, partitioned=False)

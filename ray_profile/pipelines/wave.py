@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import date
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ray_profile.encode.heads import TagMatrix
 from ray_profile.encode.tokens import readable_or_raise
@@ -74,7 +72,7 @@ def fold_wave(run: Run, wave: Wave, engine: Engine) -> Folded:
 
 def _newest(run: Run, written: Sequence[work.Written]) -> dict[str, int]:
     """The start of the newest period in the states, which says what profiles are as of."""
-    periods = [date.fromisoformat(each.newest).toordinal() for each in written]
+    periods = [each.newest for each in written]
     before = run.writer.handle.transaction(NEWEST)
     known = periods if before is None else [*periods, before]
     return {NEWEST: max(known)} if known else {}
@@ -118,10 +116,7 @@ def _catalogue(
     good = {key: each for key, each in named.items() if key not in rejected}
     _check_catalogues(run, good)
     for at, table in enumerate(table for each in good.values() for table in each.nameless):
-        folder = run.root.path("quarantine", wave.uuid)
-        run.root.fs.makedirs(folder, exist_ok=True)
-        with run.root.fs.open(f"{folder}/items-{at}.parquet", "wb") as file:
-            pq.write_table(table, file, compression="zstd")
+        work.write_quarantined(run.root, wave.uuid, f"items-{at}.parquet", table)
     stated = [each.items for (name, _), each in good.items() if is_catalogue(sources[name])]
     mentioned = [each.items for (name, _), each in good.items() if not is_catalogue(sources[name])]
     model = run.config.encoder.model

@@ -103,7 +103,7 @@ class Written:
 
     file: DataFile
     rows: int
-    newest: str  # ISO date
+    newest: int  # proleptic ordinal of the period's start
     full: dict[str, int]
 
 
@@ -233,7 +233,7 @@ def write_states(job: WaveJob, bucket: int, states: pl.DataFrame) -> Written:
     assert isinstance(newest, date), "a file of states has a row"
     full = {column.name: states_at_cap(merged, column) for column in schema.columns if isinstance(column, MapSum)}
     return Written(
-        file, int(merged["rows"].sum()), newest.isoformat(), {name: count for name, count in full.items() if count}
+        file, int(merged["rows"].sum()), newest.toordinal(), {name: count for name, count in full.items() if count}
     )
 
 
@@ -266,9 +266,14 @@ def _quarantine(job: WaveJob, range_: Range, at: int, rows: pa.Table, report: Re
     report.examples = [f"row {row} ({reason})" for row, reason in zip(first["row"], first["reason"], strict=True)]
     mark = f"{range_.row_group}\n{range_.start}\n{at}"
     name = f"{_mark_of(range_.file.source, range_.file.path)}-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.parquet"
-    folder = job.root.path("quarantine", job.uuid)
-    job.root.fs.makedirs(folder, exist_ok=True)
-    with job.root.fs.open(f"{folder}/{name}", "wb") as file:
+    write_quarantined(job.root, job.uuid, name, rows)
+
+
+def write_quarantined(root: Root, uuid: str, name: str, rows: pa.Table) -> None:
+    """Keep rejected rows (schema.QUARANTINE) of a wave under a name of their own."""
+    folder = root.path("quarantine", uuid)
+    root.fs.makedirs(folder, exist_ok=True)
+    with root.fs.open(f"{folder}/{name}", "wb") as file:
         pq.write_table(rows, file, compression="zstd")
 
 
