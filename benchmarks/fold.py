@@ -105,8 +105,13 @@ def _differs(a: Any, b: Any, where: str) -> str | None:
 
 
 def compare(events: pl.DataFrame, items: Items) -> dict[str, int]:
-    """How many sampled users were compared with each peer; stops where one differs."""
+    """How many sampled users were compared with each peer; stops where one differs.
+
+    Users with so many rows that a map of theirs may be full are left out, also of the shop's statistics: what a map has
+    no room for is in none of the shop's counts, and peers have no such bound.
+    """
     rows = events.group_by("user_id").len().filter(pl.col("len") <= SAMPLE_ROWS).sort("user_id")
+    events = events.join(rows, on="user_id", how="semi", maintain_order="left")
     busy = rows.sort("len", "user_id", descending=True).head(SAMPLE // 4)
     chosen = pl.concat([busy, rows.sample(min(SAMPLE, rows.height), seed=0)]).unique("user_id").select("user_id")
     mine = pl.concat(profiles.join(chosen, on="user_id", how="semi") for profiles in ours(events, items, False))
