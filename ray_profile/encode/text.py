@@ -29,7 +29,6 @@ __all__ = [
     "TextEncoder",
     "Tokenizer",
     "Tokens",
-    "encode_distinct",
     "model_digest",
     "readable_or_raise",
     "resolve",
@@ -115,17 +114,6 @@ class TextEncoder:
         ids = self._place.send(torch.from_numpy(ids_BL))
         lengths = self._place.send(torch.from_numpy(texts.lengths[rows_B])) if is_padded else None
         return _pool(self._model(ids, lengths), lengths, self._settings.pooling).to(torch.float16)
-
-
-def encode_distinct(encoder: TextEncoder, texts: pl.Series) -> tuple[Vectors, npt.NDArray[np.int64]]:
-    """Encode each distinct text of N once: vectors (M, D) in order of first appearance, and the row of each text (N,).
-
-    A null text has row -1. Titles, names and short queries repeat a lot.
-    """
-    frame = pl.DataFrame({"text": texts.cast(pl.String)})
-    distinct = frame.drop_nulls().unique(maintain_order=True).with_row_index("at")
-    at = frame.join(distinct, on="text", how="left", maintain_order="left")["at"]
-    return encoder.encode(distinct["text"]).vectors, at.cast(pl.Int64).fill_null(-1).to_numpy()
 
 
 def _ragged(ids: pa.LargeListArray[Any] | pa.ChunkedArray[Any]) -> Ragged:

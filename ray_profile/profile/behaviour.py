@@ -22,20 +22,23 @@ _AFFINITY: dict[str, tuple[Aggregate, pl.DataType]] = {
 }
 
 KINDS = MapSum("kind_sums", {**_SEEN, "quantity": ("sum", _FLOAT), "spend": ("sum", _FLOAT)}, cap=16)
-ORDERS = MapSum("orders", {"quantity": ("sum", _FLOAT), "spend": ("sum", _FLOAT)}, cap=256)
+ORDERS = MapSum("orders", {"n": ("sum", _INT)}, cap=256)
 SESSIONS = Intervals("session_spans")
 HOURS = VectorSum("hour_counts", 24)
 WEEKDAYS = VectorSum("weekday_counts", 7)
 CATEGORIES = MapSum("category_sums", _AFFINITY, cap=256)  # every level of the path
 BRANDS = MapSum("brand_sums", _AFFINITY, cap=256)
 _ACT: dict[str, pl.DataType] = {"ts": TIME, "item_id": _TEXT, "kind": _TEXT}
-#: These keep the keys that CATEGORIES and BRANDS keep, so that none is without evidence.
+#: Evidence keeps the keys that the sums it is for keep, so that none is without.
 CATEGORY_EVIDENCE = TopK("category_evidence", _ACT, k=3, cap=CATEGORIES.cap)
 BRAND_EVIDENCE = TopK("brand_evidence", _ACT, k=3, cap=BRANDS.cap)
 PRICES = MapSum("prices", {"n": ("sum", _INT), "spend": ("sum", _FLOAT)}, cap=512)  # key: finest category, band
 PLACES = MapSum("place_sums", _SEEN, cap=64)
 DEVICES = MapSum("device_sums", _SEEN, cap=32)
 SEARCHES = MapSum("search_sums", _SEEN, cap=256)
+PLACE_EVIDENCE = TopK("place_evidence", _ACT, k=1, cap=PLACES.cap)
+DEVICE_EVIDENCE = TopK("device_evidence", _ACT, k=1, cap=DEVICES.cap)
+SEARCH_EVIDENCE = TopK("search_evidence", _ACT, k=1, cap=SEARCHES.cap)
 ITEMS = MapSum("item_sums", {**_SEEN, "weight": ("sum", _FLOAT)}, cap=512)
 LAST_ITEMS = LastN("latest_items", {"item_id": _TEXT, "kind": _TEXT, "price": _FLOAT}, n=100)
 
@@ -56,6 +59,9 @@ COLUMNS: tuple[Column, ...] = (
     PLACES,
     DEVICES,
     SEARCHES,
+    PLACE_EVIDENCE,
+    DEVICE_EVIDENCE,
+    SEARCH_EVIDENCE,
     ITEMS,
     LAST_ITEMS,
 )
@@ -73,6 +79,7 @@ def fold(rows: pl.DataFrame, context: FoldContext) -> list[pl.DataFrame]:
     rows = rows.join(context.items.keys, on="item", how="left", maintain_order="left")
     bought = rows.filter(pl.col("kind") == "purchase")
     timed = rows.filter(pl.col("hour").is_not_null())
+    asked = pl.col("text").str.to_lowercase().str.slice(0, 100)
     return [
         rows.group_by("g").agg(
             pl.len().cast(_INT).alias("rows"), pl.col("ts").min().alias("first_ts"), pl.col("ts").max().alias("last_ts")
@@ -84,12 +91,9 @@ def fold(rows: pl.DataFrame, context: FoldContext) -> list[pl.DataFrame]:
         _histogram(rows, "weekday", "weekday_counts", 7),
         *_affinities(rows),
         PRICES.gather(bought.filter(pl.col("price") > 0).with_columns(_price_key().alias("key"))),
-        *(_seen(rows, name, column) for name, column in (("place", PLACES), ("device", DEVICES))),
-        SEARCHES.gather(
-            rows.filter((pl.col("kind") == "search") & pl.col("text").is_not_null()).with_columns(
-                pl.col("text").str.to_lowercase().str.slice(0, 100).alias("key")
-            )
-        ),
+        *_seen(rows.with_columns(pl.col("place").alias("key")), PLACES, PLACE_EVIDENCE),
+        *_seen(rows.with_columns(pl.col("device").alias("key")), DEVICES, DEVICE_EVIDENCE),
+        *_seen(rows.filter(pl.col("kind") == "search").with_columns(asked.alias("key")), SEARCHES, SEARCH_EVIDENCE),
         *_items(rows),
     ]
 
@@ -118,8 +122,10 @@ def _histogram(rows: pl.DataFrame, column: str, name: str, width: int) -> pl.Dat
     )
 
 
-def _seen(rows: pl.DataFrame, name: str, column: MapSum) -> pl.DataFrame:
-    return column.gather(rows.filter(pl.col(name).is_not_null()).with_columns(pl.col(name).alias("key")))
+def _seen(rows: pl.DataFrame, column: MapSum, evidence: TopK) -> list[pl.DataFrame]:
+    """What rows with a `key` name, and the latest of them in each period that does."""
+    named = rows.filter(pl.col("key").is_not_null()).with_columns(pl.col("decay").alias("weight"))
+    return [column.gather(named), evidence.gather(named)]
 
 
 def _affinities(rows: pl.DataFrame) -> list[pl.DataFrame]:

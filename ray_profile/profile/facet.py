@@ -30,6 +30,7 @@ from ray_profile.encode.heads import Probe
 from ray_profile.encode.terms import Gazetteer
 from ray_profile.profile.items import Items
 from ray_profile.profile.tagging import Tagger
+from ray_profile.segments import ranks
 from ray_profile.state import MapSum, TopK
 
 SNIPPET_CHARS = 160
@@ -73,6 +74,16 @@ def best_evidence(states: pl.DataFrame, column: TopK) -> pl.DataFrame:
     spread = segments.unlisted(states.select("u", "scale", column.name), column.name)
     best, _ = column.best(spread.with_columns(pl.col("weight") * pl.col("scale")), by="u")
     return best.drop("scale")
+
+
+def explained(rows: pl.DataFrame, evidence: pl.DataFrame, name: str, dtype: pl.DataType) -> pl.DataFrame:
+    """Rows [u, key, ...] with `key` called `name` and a list `evidence` of `dtype`: of [u, key, ...], in order by u,
+    those with the row's u and key. Null where there are none."""
+    key = ranks(pl.concat([rows["key"], evidence["key"]]))
+    pair = pl.Series("_pair", segments.words(np.r_[rows["u"].to_numpy(), evidence["u"].to_numpy()], key))
+    packed = segments.listed(evidence.with_columns(pair[rows.height :]), "_pair", "evidence", dtype)
+    joined = rows.with_columns(pair[: rows.height]).join(packed, on="_pair", how="left", maintain_order="left")
+    return joined.drop("_pair").rename({"key": name})
 
 
 def falling(name: str) -> pl.Expr:

@@ -7,9 +7,9 @@ import polars as pl
 
 from ray_profile import segments
 from ray_profile.profile import behaviour, statistics
-from ray_profile.profile.facet import FuseContext, best_evidence, entries, listed, ranked
+from ray_profile.profile.facet import FuseContext, best_evidence, entries, explained, listed, ranked
 from ray_profile.profile.items import PATH_SEPARATOR
-from ray_profile.segments import Runs, places, ranks, words
+from ray_profile.segments import Runs, places, words
 from ray_profile.state import OTHER, PART, TIME, MapSum, TopK, VectorSum, distinct_keys, join_intervals
 
 MAX_AFFINITIES = 30
@@ -17,20 +17,20 @@ MAX_SEARCHES = 20
 DAY_US = 86_400_000_000
 
 _INT, _FLOAT, _TEXT = pl.Int64(), pl.Float64(), pl.String()
-_ACT = pl.List(pl.Struct({"id": _TEXT, "weight": _FLOAT, "ts": TIME, "item_id": _TEXT, "kind": _TEXT}))
+_ACTS = pl.List(pl.Struct({"id": _TEXT, "weight": _FLOAT, "ts": TIME, "item_id": _TEXT, "kind": _TEXT}))
 
 
 def _affinity(name: str) -> dict[str, pl.DataType]:
     # `share` is of the decayed weight of all categories of the same depth, or of all brands.
-    return {name: _TEXT, "share": _FLOAT, "n": _INT, "spend": _FLOAT, "last": TIME, "evidence": _ACT}
+    return {name: _TEXT, "share": _FLOAT, "n": _INT, "spend": _FLOAT, "last": TIME, "evidence": _ACTS}
 
 
 def _habit(name: str) -> dict[str, pl.DataType]:
-    return {name: _TEXT, "share": _FLOAT, "n": _INT, "last": TIME}
+    return {name: _TEXT, "share": _FLOAT, "n": _INT, "last": TIME, "evidence": _ACTS}
 
 
 _KIND: dict[str, pl.DataType] = {"kind": _TEXT, "n": _INT, "quantity": _FLOAT, "last": TIME}
-_SEARCH: dict[str, pl.DataType] = {"query": _TEXT, "n": _INT, "last": TIME}
+_SEARCH: dict[str, pl.DataType] = {"query": _TEXT, "n": _INT, "last": TIME, "evidence": _ACTS}
 _BAND: dict[str, pl.DataType] = {"low": _FLOAT, "high": _FLOAT, "share": _FLOAT}
 _LATEST: dict[str, pl.DataType] = {"ts": TIME, "item_id": _TEXT, "kind": _TEXT, "price": _FLOAT, "id": _TEXT}
 
@@ -75,8 +75,8 @@ def fuse(states: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
         _affinities(states, behaviour.CATEGORIES, behaviour.CATEGORY_EVIDENCE, "category", "categories"),
         _affinities(states, behaviour.BRANDS, behaviour.BRAND_EVIDENCE, "brand", "brands"),
         *_prices(states, context.statistics),
-        _habits(states, behaviour.PLACES, "place", "places"),
-        _habits(states, behaviour.DEVICES, "device", "devices"),
+        _habits(states, behaviour.PLACES, behaviour.PLACE_EVIDENCE, "place", "places"),
+        _habits(states, behaviour.DEVICES, behaviour.DEVICE_EVIDENCE, "device", "devices"),
         _searches(states),
         _latest(states),
     ]
@@ -139,12 +139,7 @@ def _affinities(states: pl.DataFrame, column: MapSum, acts_column: TopK, name: s
     liked = liked.with_columns((pl.col("weight") / Runs.of(level).over(liked["weight"], "sum")).alias("share"))
     liked = ranked(liked.filter((pl.col("weight") > 0) & (pl.col("key") != OTHER)), "share", "key")
     liked = liked.filter(places(liked["u"].to_numpy()) < MAX_AFFINITIES)
-    acts = best_evidence(states, acts_column)
-    key = ranks(pl.concat([liked["key"], acts["key"]]))
-    pair = pl.Series("pair", words(np.r_[liked["u"].to_numpy(), acts["u"].to_numpy()], key))
-    evidence = segments.listed(acts.with_columns(pair[liked.height :]), "pair", "evidence", _ACT)
-    joined = liked.with_columns(pair[: liked.height]).join(evidence, on="pair", how="left", maintain_order="left")
-    return listed(joined.rename({"key": name}), to, _affinity(name))
+    return listed(explained(liked, best_evidence(states, acts_column), name, _ACTS), to, _affinity(name))
 
 
 def _prices(states: pl.DataFrame, corpus: pl.DataFrame) -> list[pl.DataFrame]:
@@ -169,18 +164,19 @@ def _prices(states: pl.DataFrame, corpus: pl.DataFrame) -> list[pl.DataFrame]:
     return [listed(bands, "price_bands", _BAND), ranked.group_by("u").agg(rank.alias("price_rank"))]
 
 
-def _habits(states: pl.DataFrame, column: MapSum, name: str, to: str) -> pl.DataFrame:
+def _habits(states: pl.DataFrame, column: MapSum, acts_column: TopK, name: str, to: str) -> pl.DataFrame:
     seen = entries(states, column)
     rows = Runs.of(seen["u"].to_numpy().astype(np.uint64)).over(seen["n"], "sum")
     seen = seen.with_columns((pl.col("n") / rows).alias("share"))
     seen = ranked(seen.filter(pl.col("key") != OTHER), "n", "key")
-    return listed(seen.rename({"key": name}), to, _habit(name))
+    return listed(explained(seen, best_evidence(states, acts_column), name, _ACTS), to, _habit(name))
 
 
 def _searches(states: pl.DataFrame) -> pl.DataFrame:
-    asked = entries(states, behaviour.SEARCHES).filter(pl.col("key") != OTHER).rename({"key": "query"})
-    asked = asked.sort(["u", "n", "last", "query"], descending=[False, True, True, False])
-    return listed(asked, "searches", _SEARCH, at_most=MAX_SEARCHES)
+    asked = entries(states, behaviour.SEARCHES).filter(pl.col("key") != OTHER)
+    asked = asked.sort(["u", "n", "last", "key"], descending=[False, True, True, False])
+    acts = best_evidence(states, behaviour.SEARCH_EVIDENCE)
+    return listed(explained(asked, acts, "query", _ACTS), "searches", _SEARCH, at_most=MAX_SEARCHES)
 
 
 def _latest(states: pl.DataFrame) -> pl.DataFrame:

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from ray_profile.profile import statistics, text
-from ray_profile.profile.facet import FuseContext, best_evidence, entries, falling, listed
+from ray_profile.profile.facet import FuseContext, best_evidence, entries, explained, falling, listed
 from ray_profile.state import OTHER, PART, TIME, distinct_keys
 
 MAX_TAGS = 50
@@ -162,8 +162,7 @@ def _tags(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
     tags = tags.sort("u", falling("share"), "tag").group_by("u", maintain_order=True).head(MAX_TAGS)
     # What was said first, then what was done: "said" sorts after "done".
     shown = shown.sort(["u", "key", "said"], descending=[False, False, True], maintain_order=True)
-    evidence = _evidence(shown, "tag", EVIDENCE)
-    return listed(tags.join(evidence, on=["u", "tag"], how="left", maintain_order="left"), "tags", _TAG)
+    return listed(explained(tags.rename({"tag": "key"}), shown, "tag", EVIDENCE), "tags", _TAG)
 
 
 def _tag_sums(states: pl.DataFrame) -> pl.DataFrame:
@@ -201,17 +200,17 @@ def _tag_items(states: pl.DataFrame, shown: pl.DataFrame) -> pl.DataFrame:
 
 
 def _keywords(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
-    """TF-IDF: decayed count x ln(1 + (users - df + 1/2) / (df + 1/2)), df the users with the term (Robertson and
+    """TF-IDF: decayed count x ln(1 + (writers - df + 1/2) / (df + 1/2)), df the users with the term (Robertson and
     Zaragoza, 2009, eq. 3.3, with Lucene's 1 +): never quite 0, so that the only user of a shop has keywords too.
 
     A word that never stands outside one of the chosen phrases is left to the phrase.
     """
-    users = max(statistics.total(corpus, "users"), 1.0)
+    writers = max(statistics.total(corpus, "writers"), 1.0)
     common = statistics.of(corpus, "term").rename({"value": "df"})
     found = entries(states, text.TERMS, scaled=("weight",)).filter(pl.col("key") != OTHER)
     found = found.join(common, on="key", how="left")
-    df = pl.col("df").fill_null(1.0).clip(upper_bound=users)  # statistics may be older than the states
-    idf = (1 + (users - df + 0.5) / (df + 0.5)).log()
+    df = pl.col("df").fill_null(1.0).clip(upper_bound=writers)  # statistics may be older than the states
+    idf = (1 + (writers - df + 0.5) / (df + 0.5)).log()
     found = found.with_columns((pl.col("weight") * idf).alias("weight"), pl.col("key").alias("term"))
     # What was said once tells little beside what was said again, however rare the word.
     found = found.filter(pl.col("weight") > 0).with_columns((pl.col("n") > 1).alias("again"))
@@ -241,22 +240,13 @@ def _parts_of_phrases(found: pl.DataFrame) -> pl.DataFrame:
 
 def _entities(states: pl.DataFrame) -> pl.DataFrame:
     found = entries(states, text.ENTITIES, scaled=("weight",)).filter(pl.col("key") != OTHER)
-    found = found.rename({"key": "entity"}).sort("u", falling("weight"), "entity")
-    found = found.group_by("u", maintain_order=True).head(MAX_TERMS)
-    evidence = _evidence(best_evidence(states, text.ENTITY_EVIDENCE), "entity", _ENTITY["evidence"])
-    return listed(found.join(evidence, on=["u", "entity"], how="left", maintain_order="left"), "entities", _ENTITY)
+    found = found.sort("u", falling("weight"), "key").group_by("u", maintain_order=True).head(MAX_TERMS)
+    named = best_evidence(states, text.ENTITY_EVIDENCE)
+    return listed(explained(found, named, "entity", _ENTITY["evidence"]), "entities", _ENTITY)
 
 
 def _languages(states: pl.DataFrame) -> pl.DataFrame:
     spoken = entries(states, text.LANGUAGES).with_columns((pl.col("n") / pl.col("n").sum().over("u")).alias("share"))
-    spoken = spoken.rename({"key": "language"}).sort(["u", "share", "language"], descending=[False, True, False])
-    evidence = _evidence(best_evidence(states, text.LANGUAGE_EVIDENCE), "language", _LANGUAGE["evidence"])
-    return listed(
-        spoken.join(evidence, on=["u", "language"], how="left", maintain_order="left"), "languages", _LANGUAGE
-    )
-
-
-def _evidence(rows: pl.DataFrame, name: str, dtype: pl.DataType) -> pl.DataFrame:
-    fields = list(dtype.inner.to_schema())  # type: ignore[attr-defined]
-    packed = rows.group_by("u", "key", maintain_order=True).agg(pl.struct(fields).alias("evidence"))
-    return packed.rename({"key": name}).with_columns(pl.col("evidence").cast(dtype))
+    spoken = spoken.sort(["u", "share", "key"], descending=[False, True, False])
+    heard = best_evidence(states, text.LANGUAGE_EVIDENCE)
+    return listed(explained(spoken, heard, "language", _LANGUAGE["evidence"]), "languages", _LANGUAGE)

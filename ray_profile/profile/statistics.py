@@ -2,7 +2,7 @@
 
 They travel as a long frame [statistic, key, value]:
 
-    users     ""                     users with any state
+    writers   ""                     users who wrote anything
     term      term                   users whose states hold the term (document frequency)
     tag       tag                    rows that carry the tag
     taggable  ""                     rows that could
@@ -27,13 +27,14 @@ MAX_TERMS = 500_000  # the most common ones; a term beyond them counts as one th
 
 def of_states(states: pl.DataFrame) -> pl.DataFrame:
     """The states of some buckets, whole, -> their part of the statistics."""
+    writers = states.filter(pl.col("texts") > 0)["user_id"]
     terms = _spread(states, text.TERMS).select("user_id", "key").unique()
     tags = _spread(states, text.TAGS).select(
         pl.col("key").str.split(PART).list.first().alias("key"), pl.col("n").alias("value")
     )
     prices = _spread(states, behaviour.PRICES).select("key", pl.col("n").alias("value"))
     parts = [
-        _said("users", pl.DataFrame({"key": [""], "value": [states["user_id"].n_unique()]})),
+        _said("writers", pl.DataFrame({"key": [""], "value": [writers.n_unique()]})),
         _said("term", terms.group_by("key").agg(pl.len().alias("value"))),
         _said("tag", tags),
         _said("taggable", states.select(pl.lit("").alias("key"), pl.col("taggable").sum().alias("value")).head(1)),

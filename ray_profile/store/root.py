@@ -286,6 +286,10 @@ def normal(address: str) -> str:
         raise RootError(
             f"root = {address!r} holds a '%' or a '\\', which Delta reads as an escape; choose another name"
         )
+    if set(address) & set("*?["):
+        raise RootError(
+            f"root = {address!r} is a pattern ('*', '?', '['); a root is one folder or prefix: write its name"
+        )
     if address.startswith("s3://"):
         bucket, *rest = [part for part in address.removeprefix("s3://").split("/") if part] or [""]
         if not bucket:

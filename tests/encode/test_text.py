@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from ray_profile.config import DEFAULT_ENCODER, Encoder
 from ray_profile.encode import place
 from ray_profile.encode.batches import batches
-from ray_profile.encode.text import TextEncoder, Tokenizer, encode_distinct, readable_or_raise, resolve
+from ray_profile.encode.text import TextEncoder, Tokenizer, readable_or_raise, resolve
 from ray_profile.errors import EncoderError
 
 ENGLISH = [
@@ -126,19 +126,6 @@ def test_no_texts_give_no_vectors(minilm: TextEncoder) -> None:
     assert encoded.vectors.shape == (0, minilm.width)
     assert (encoded.tokens, encoded.truncated, encoded.characters) == (0, 0, 0)
     assert minilm.encode(pa.chunked_array([], pa.large_string())).vectors.shape == (0, minilm.width)
-
-
-def test_distinct_texts_are_encoded_once(minilm: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    encode = minilm.encode
-    monkeypatch.setattr(minilm, "encode", lambda texts: (seen.append(len(texts)), encode(texts))[1])
-    vectors, at = encode_distinct(minilm, pl.Series(["a", None, "b", "a"]))
-    assert seen == [2]
-    assert vectors.shape == (2, minilm.width)
-    assert at.tolist() == [0, -1, 1, 0]
-    vectors, at = encode_distinct(minilm, pl.Series([None, None], dtype=pl.String))
-    assert vectors.shape == (0, minilm.width)
-    assert at.tolist() == [-1, -1]
 
 
 def test_unknown_characters_are_letters_inside_unknown_tokens() -> None:

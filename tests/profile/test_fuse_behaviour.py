@@ -145,6 +145,9 @@ def _read(profile: Row) -> Row:
     return {**profile, **plain}
 
 
+HABITS = (("places", "place", "place"), ("devices", "device", "device"), ("searches", "query", "text"))
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.lists(world.ROW, min_size=1, max_size=30))
 def test_the_profile_says_what_a_plain_reading_of_the_rows_says(rows: list[Row]) -> None:
@@ -161,6 +164,14 @@ def test_the_profile_says_what_a_plain_reading_of_the_rows_says(rows: list[Row])
             assert 1 <= len(weights) <= 3
             assert {act["id"] for act in entry["evidence"]} <= ids
             assert all(act["kind"] != "return" for act in entry["evidence"])
+        by_id = {id_: r for id_, r in zip(world.rows_of(mine)["id"], mine, strict=True)}
+        for column, name, field in HABITS:
+            for entry in profile[column]:
+                (act,) = entry["evidence"]
+                said = by_id[act["id"]]
+                assert (said[field] or "").lower()[:100] == entry[name].lower()
+                assert act["ts"] == said["ts"] == entry["last"]
+                assert 0 < act["weight"] <= 1
         for entries in (profile["categories"], profile["brands"], profile["places"], profile["devices"]):
             assert [e["share"] for e in entries] == pytest.approx(sorted((e["share"] for e in entries), reverse=True))
 
@@ -211,7 +222,11 @@ def test_a_return_takes_money_back_and_says_nothing_about_liking() -> None:
 def test_a_user_who_only_searched_has_a_profile_without_items() -> None:
     rows = [row("search", text="Blue Guitar"), row("search", ts=world.at(2), text="blue guitar"), row("search")]
     profile = world.profile_of(rows)
-    assert profile["searches"] == [{"query": "blue guitar", "n": 2, "last": world.at(2)}]
+    (asked,) = profile["searches"]
+    assert (asked["query"], asked["n"], asked["last"]) == ("blue guitar", 2, world.at(2))
+    assert [(act["id"], act["kind"], act["ts"]) for act in asked["evidence"]] == [
+        (world.rows_of(rows)["id"][1], "search", world.at(2))
+    ]
     assert profile["last_items"] == profile["categories"] == profile["price_bands"] == []
     assert (profile["frequency"], profile["monetary"], profile["basket_size"]) == (0.0, 0.0, None)
     assert profile["embedding"] is None

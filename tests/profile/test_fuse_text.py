@@ -286,6 +286,14 @@ def test_keywords_weigh_by_rarity_and_leave_to_the_phrase_what_stands_nowhere_el
     assert words["strings"]["weight"] < words["acoustic bridge"]["weight"] / 20  # everybody says it: it tells little
 
 
+def test_those_who_never_wrote_make_no_word_rare() -> None:
+    wrote = [review(text="Good good strings"), *({**review(text="Good bag"), "user_id": f"u{n}"} for n in range(4))]
+    silent = [{"user_id": f"s{n}", "ts": world.at(1), "kind": "view", "item_id": "g1"} for n in range(200)]
+    few, many = (world.profiles_of(world.states_of(rows)).to_dicts()[0] for rows in (wrote, [*wrote, *silent]))
+    assert few["user_id"] == many["user_id"] == "ann"
+    assert few["keywords"] == many["keywords"] != []
+
+
 def test_the_only_user_of_a_shop_has_keywords_too() -> None:
     words = world.profile_of([review(text="a warm bridge pickup, a warm tone"), review(text="warm", day=2)])["keywords"]
     assert words[0]["term"] == "warm"

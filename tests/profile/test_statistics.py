@@ -32,7 +32,7 @@ def test_the_statistics_of_buckets_add_up_to_those_of_the_whole(rows: list[Row])
 def test_they_say_what_a_plain_reading_of_the_rows_says(rows: list[Row]) -> None:
     corpus = of_states(world.states_of(rows))
     assert corpus.schema == pl.Schema(DTYPES)
-    assert total(corpus, "users") == len({r["user_id"] for r in rows})
+    assert total(corpus, "writers") == len({r["user_id"] for r in rows if r["text"]})
     users: dict[str, set[str]] = {}
     written = [r for r in rows if r["text"]]
     found = terms.keywords(pl.Series([r["text"] for r in written], dtype=pl.String))
@@ -60,7 +60,7 @@ def test_statistics_as_of_a_time_are_those_of_the_rows_before_it() -> None:
     states = world.states_of(rows)
     early = of_states(states.filter(pl.col("period") < dt.date(2024, 3, 1)))
     world.assert_same(early, of_states(world.states_of(rows[:1])))
-    assert total(early, "users") == 1
+    assert total(early, "writers") == 1
     assert "tent" not in of(early, "term")["key"]
     assert of(early, "price").is_empty()
 
@@ -76,9 +76,9 @@ def test_a_term_counts_once_for_a_user_whatever_the_number_of_months() -> None:
 
 def test_no_states_and_no_statistic_count_nothing() -> None:
     none = of_states(world.states_of([]))
-    assert total(none, "users") == total(none, "taggable") == 0
+    assert total(none, "writers") == total(none, "taggable") == 0
     assert of(none, "term").is_empty()
-    assert total(pl.DataFrame(schema=DTYPES), "users") == 0
+    assert total(pl.DataFrame(schema=DTYPES), "writers") == 0
 
 
 def test_a_term_that_one_user_has_is_not_kept() -> None:
@@ -89,8 +89,8 @@ def test_a_term_that_one_user_has_is_not_kept() -> None:
 def test_of_too_many_terms_the_most_common_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "MAX_TERMS", 2)
     part = pl.DataFrame(
-        {"statistic": ["term"] * 3 + ["users"], "key": ["b", "a", "c", ""], "value": [2.0, 2.0, 3.0, 4.0]},
+        {"statistic": ["term"] * 3 + ["writers"], "key": ["b", "a", "c", ""], "value": [2.0, 2.0, 3.0, 4.0]},
         schema=DTYPES,
     )
-    assert combine([part]).rows() == [("term", "a", 2.0), ("term", "c", 3.0), ("users", "", 4.0)]
+    assert combine([part]).rows() == [("term", "a", 2.0), ("term", "c", 3.0), ("writers", "", 4.0)]
     assert dict(of(combine([part, part]), "term").rows()) == {"a": 4.0, "c": 6.0}

@@ -148,7 +148,14 @@ def test_a_relative_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("written", "word"), [("gs://b/p", "s3://"), ("s3://", "no bucket"), (" ", "empty"), ("/tmp/a%20b", "escape")]
+    ("written", "word"),
+    [
+        ("gs://b/p", "s3://"),
+        ("s3://", "no bucket"),
+        (" ", "empty"),
+        ("/tmp/a%20b", "escape"),
+        ("s3://b/2024*", "pattern"),
+    ],
 )
 def test_an_address_of_no_kind_is_refused(written: str, word: str) -> None:
     with pytest.raises(RootError, match=word):
