@@ -288,7 +288,7 @@ def normal(address: str) -> str:
         )
     if set(address) & set("*?["):
         raise RootError(
-            f"root = {address!r} is a pattern ('*', '?', '['); a root is one folder or prefix: write its name"
+            f"root = {address!r} holds a '*', a '?' or a '[', which file systems read as a pattern; choose another name"
         )
     if address.startswith("s3://"):
         bucket, *rest = [part for part in address.removeprefix("s3://").split("/") if part] or [""]

@@ -164,7 +164,7 @@ def test_the_profile_says_what_a_plain_reading_of_the_rows_says(rows: list[Row])
             assert 1 <= len(weights) <= 3
             assert {act["id"] for act in entry["evidence"]} <= ids
             assert all(act["kind"] != "return" for act in entry["evidence"])
-        by_id = {id_: r for id_, r in zip(world.rows_of(mine)["id"], mine, strict=True)}
+        by_id = dict(zip(world.rows_of(mine)["id"], mine, strict=True))
         for column, name, field in HABITS:
             for entry in profile[column]:
                 (act,) = entry["evidence"]
