@@ -86,6 +86,8 @@ def running(folder: Path) -> Iterator[S3Server]:
         finally:
             process.kill()
             process.wait()
+            for socket in (each for port in ports for each in Path("/tmp").glob(f"seaweedfs-*-{port + 10_000}.sock")):
+                socket.unlink(missing_ok=True)  # it puts them there whatever it is told
 
 
 def _command(program: str, folder: Path, server: S3Server, ports: list[int]) -> list[str]:

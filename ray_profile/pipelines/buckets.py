@@ -27,7 +27,6 @@ from ray_profile.store.waves import file_name, wave_of
 
 #: New states of one fuse task.
 STATES_AT_ONCE = 20_000
-STATISTIC_COLUMNS = ("terms", "tag_sums", "taggable", "prices")
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,8 @@ def statistics_of_bucket(
     root: Root, width: int, files: Sequence[DataFile], before: datetime | None = None
 ) -> pl.DataFrame:
     """A bucket's part of the corpus statistics (profile/statistics.py), of all periods or those that end by then."""
-    wanted = StateSchema(tuple(c for c in state_schema(width).columns if c.name in STATISTIC_COLUMNS))
-    states = read_states(root, width, files, ["user_id", "period", *STATISTIC_COLUMNS])
+    wanted = StateSchema(tuple(c for c in state_schema(width).columns if c.name in statistics.STATE_COLUMNS))
+    states = read_states(root, width, files, [*KEYS, *statistics.STATE_COLUMNS])
     if before is not None:
         states = states.filter(period_end(pl.col("period"), root.facts.period) <= before)
     return statistics.of_states(wanted.merge(states))

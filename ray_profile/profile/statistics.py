@@ -21,12 +21,14 @@ from ray_profile.profile import behaviour, text
 from ray_profile.state import OTHER, PART, MapSum
 
 DTYPES: dict[str, pl.DataType] = {"statistic": pl.String(), "key": pl.String(), "value": pl.Float64()}
+#: What of the states they are made of.
+STATE_COLUMNS = ("texts", text.TERMS.name, text.TAGS.name, "taggable", behaviour.PRICES.name)
 ROWS_AT_ONCE = 1_000_000
 MAX_TERMS = 500_000  # the most common ones; a term beyond them counts as one that a single user has
 
 
 def of_states(states: pl.DataFrame) -> pl.DataFrame:
-    """The states of some buckets, whole, -> their part of the statistics."""
+    """The merged states of some buckets (KEYS and STATE_COLUMNS) -> their part of the statistics."""
     writers = states.filter(pl.col("texts") > 0)["user_id"]
     terms = _spread(states, text.TERMS).select("user_id", "key").unique()
     tags = _spread(states, text.TAGS).select(

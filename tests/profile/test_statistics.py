@@ -51,6 +51,11 @@ def test_they_say_what_a_plain_reading_of_the_rows_says(rows: list[Row]) -> None
     assert dict(priced.group_by("key").agg(pl.col("value").sum()).rows()) == bought
 
 
+def test_they_need_no_other_columns_than_they_name() -> None:
+    states = world.states_of([{"user_id": "ann", "ts": world.at(1), "kind": "review", "item_id": "g1", "text": "warm"}])
+    world.assert_same(of_states(states), of_states(states.select("user_id", "period", *statistics.STATE_COLUMNS)))
+
+
 def test_statistics_as_of_a_time_are_those_of_the_rows_before_it() -> None:
     rows = [
         {"user_id": "ann", "ts": world.at(1), "kind": "review", "item_id": "g1", "text": "warm tone"},
