@@ -1,7 +1,7 @@
 """The peers of `fold.py`: the same behaviour features of all events at once, as an engineer would write them in each.
 
-Each gives one row per user with the columns FEATURES of the profile, without evidence, and keeps no state: one more
-day of events means computing everything again.
+Each gives one row per user with the columns FEATURES of the profile and the ids that speak for each entry (without
+their weights), and keeps no state: one more day of events means computing everything again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ FEATURES = (
     "sessions", "session_minutes", "hours", "weekdays", "categories", "brands", "price_bands", "price_rank", "places",
     "devices", "last_items",
 )  # fmt: skip
+ACT = ("id", "ts", "item_id", "kind")  # what is told of an event that speaks for something
 
 
 def polars_features(events: pl.DataFrame, items: pl.DataFrame, engine: str = "auto") -> pl.DataFrame:
@@ -51,8 +52,8 @@ def polars_features(events: pl.DataFrame, items: pl.DataFrame, engine: str = "au
         _totals(frame),
         _kinds(frame),
         _sessions(frame),
-        _liked(frame.select("u", "ts", "weight", "signed", "counts", key="levels").explode("key"), "category", 1),
-        _liked(frame.select("u", "ts", "weight", "signed", "counts", key="brand"), "brand", 0),
+        _liked(frame.select("u", *ACT, "weight", "signed", "counts", key="levels").explode("key"), "category", 1),
+        _liked(frame.select("u", *ACT, "weight", "signed", "counts", key="brand"), "brand", 0),
         *_prices(frame),
         _habits(frame, "place"),
         _habits(frame, "device"),
@@ -133,12 +134,14 @@ def _liked(keyed: pl.LazyFrame, name: str, depths: int) -> pl.LazyFrame:
     depth = pl.col("key").str.count_matches(" > ", literal=True) if depths else pl.lit(0, pl.UInt32)
     return (
         keyed.filter(pl.col("key").is_not_null())
-        .group_by("u", "key")
+        .sort("weight", "id", descending=[True, False])
+        .group_by("u", "key", maintain_order=True)
         .agg(
             pl.col("counts").sum().cast(pl.Int64).alias("n"),
             pl.col("weight").sum(),
             pl.col("signed").sum().alias("spend"),
             pl.col("ts").max().alias("last"),
+            pl.struct(ACT).filter(pl.col("weight") > 0).head(3).alias("evidence"),
         )
         .filter(pl.col("n") > 0)
         .with_columns(depth.alias("depth"))
@@ -146,7 +149,7 @@ def _liked(keyed: pl.LazyFrame, name: str, depths: int) -> pl.LazyFrame:
         .sort("u", -pl.col("share").round_sig_figs(9), "key")
         .group_by("u", maintain_order=True)
         .agg(
-            pl.struct(pl.col("key").alias(name), "share", "n", "spend", "last")
+            pl.struct(pl.col("key").alias(name), "share", "n", "spend", "last", "evidence")
             .head(30)
             .alias("categories" if name == "category" else "brands")
         )
@@ -177,12 +180,17 @@ def _prices(frame: pl.LazyFrame) -> list[pl.LazyFrame]:
 def _habits(frame: pl.LazyFrame, name: str) -> pl.LazyFrame:
     return (
         frame.filter(pl.col(name).is_not_null())
-        .group_by("u", name)
-        .agg(pl.len().cast(pl.Int64).alias("n"), pl.col("ts").max().alias("last"))
+        .sort("ts", "id", descending=[True, False])
+        .group_by("u", name, maintain_order=True)
+        .agg(
+            pl.len().cast(pl.Int64).alias("n"),
+            pl.col("ts").first().alias("last"),
+            pl.struct(ACT).head(1).alias("evidence"),
+        )
         .with_columns((pl.col("n") / pl.col("n").sum().over("u")).alias("share"))
         .sort(["u", "n", name], descending=[False, True, False])
         .group_by("u", maintain_order=True)
-        .agg(pl.struct(name, "share", "n", "last").alias(f"{name}s"))
+        .agg(pl.struct(name, "share", "n", "last", "evidence").alias(f"{name}s"))
     )
 
 
@@ -249,26 +257,29 @@ SELECT {features} FROM users JOIN totals USING (u) {others}
 """
 
 _LIKED = """liked_{to} AS (
-    SELECT u, list({{'{name}': key, 'share': share, 'n': n, 'spend': spend, 'last': last}} ORDER BY round(share, 9) DESC, key)
-        [:30] AS {to}
+    SELECT u, list({{'{name}': key, 'share': share, 'n': n, 'spend': spend, 'last': last, 'evidence': evidence}}
+        ORDER BY round(share, 9) DESC, key)[:30] AS {to}
     FROM (
         SELECT *, weight / sum(weight) OVER (PARTITION BY u, depth) AS share FROM (
-            SELECT u, key, {depth} AS depth, sum(counts) AS n, sum(weight) AS weight, sum(signed) AS spend, max(ts) AS last
+            SELECT u, key, {depth} AS depth, sum(counts) AS n, sum(weight) AS weight, sum(signed) AS spend, max(ts) AS last,
+                list({act} ORDER BY weight DESC, id) FILTER (weight > 0)[:3] AS evidence
             FROM ({keyed}) WHERE key IS NOT NULL GROUP BY u, key HAVING n > 0
         )
     ) GROUP BY u
 )"""
 
 _HABIT = """{name}s_of AS (
-    SELECT u, list({{'{name}': {name}, 'share': n / whole, 'n': n, 'last': last}} ORDER BY n DESC, {name}) AS {name}s
-    FROM (SELECT u, {name}, count(*) AS n, max(ts) AS last, sum(count(*)) OVER (PARTITION BY u) AS whole FROM e
+    SELECT u, list({{'{name}': {name}, 'share': n / whole, 'n': n, 'last': last, 'evidence': evidence}}
+        ORDER BY n DESC, {name}) AS {name}s
+    FROM (SELECT u, {name}, count(*) AS n, max(ts) AS last, list({act} ORDER BY ts DESC, id)[:1] AS evidence, sum(count(*)) OVER (PARTITION BY u) AS whole FROM e
         WHERE {name} IS NOT NULL GROUP BY u, {name}) GROUP BY u
 )"""
 
 
 def duckdb_features(events: pl.DataFrame, items: pl.DataFrame) -> pa.Table:
     """One SQL statement over the same frames, which DuckDB reads where they lie."""
-    fields = "u, ts, weight, signed, counts"
+    fields = ", ".join(("u", *ACT, "weight", "signed", "counts"))
+    act = "{" + ", ".join(f"'{name}': {name}" for name in ACT) + "}"
     others = (
         "kinds",
         "visits",
@@ -290,13 +301,16 @@ def duckdb_features(events: pl.DataFrame, items: pl.DataFrame) -> pa.Table:
         weekdays=", ".join(f"count(*) FILTER (weekday = {day})::DOUBLE" for day in range(7)),
         liked_categories=_LIKED.format(
             to="categories",
+            act=act,
             name="category",
             depth="len(string_split(key, ' > '))",
             keyed=f"SELECT {fields}, unnest(levels) AS key FROM e",
         ),
-        liked_brands=_LIKED.format(to="brands", name="brand", depth="0", keyed=f"SELECT {fields}, brand AS key FROM e"),
-        places=_HABIT.format(name="place"),
-        devices=_HABIT.format(name="device"),
+        liked_brands=_LIKED.format(
+            to="brands", act=act, name="brand", depth="0", keyed=f"SELECT {fields}, brand AS key FROM e"
+        ),
+        places=_HABIT.format(name="place", act=act),
+        devices=_HABIT.format(name="device", act=act),
         features=", ".join(("user_id", *FEATURES)),
         others=" ".join(f"LEFT JOIN {other} USING (u)" for other in others),
     )

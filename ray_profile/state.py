@@ -38,6 +38,7 @@ from ray_profile.segments import (
     unlisted,
     words,
 )
+from ray_profile.threads import mapped
 
 KEYS = ("user_id", "period")
 OTHER = "_other"  # the key under which a map keeps what it has no room for
@@ -271,28 +272,43 @@ class StateSchema:
         out = keys.with_columns(made.values()).with_columns(pl.col(name).fill_null(0) for name in sums)
         return out.select(*self.dtypes).cast(pl.Schema(self.dtypes))
 
-    def merge(self, states: pl.DataFrame) -> pl.DataFrame:
-        """States with any number of rows per key -> one row per key, sorted by key. Extra columns are dropped."""
+    def merge(self, states: pl.DataFrame, by: str | None = None) -> pl.DataFrame:
+        """States with any number of rows per key -> one row per key, sorted by key. Extra columns are dropped.
+
+        `by` names a number that goes with a user, their bucket: it is kept, and comes first in the order.
+        """
+        home = states[by].rechunk() if by else None
         states = states.select(*self.dtypes).rechunk()  # Polars gathers lists from one chunk many times as fast
-        g, keys = group(states)
+        g, keys = group(states, home)
         order = np.argsort(g.to_numpy(), kind="stable")
         rows = np.bincount(g.to_numpy(), minlength=keys.height)
-        again = np.repeat(rows > 1, rows)
-        if not again.any():
-            return states[order]
-        g, shared = group(rest := states[order[again]])
-        rest = rest.with_columns(g)
-        pieces = (column.gather(column.spread(rest.select("g", column.name))) for column in self.columns)
-        row = order[np.cumsum(rows) - rows]  # of each key the only one, or one of the merged, which follow
-        row[rows > 1] = states.height + np.arange(shared.height)
-        merged: pl.DataFrame = pl.concat([states, self.assemble(shared, pieces)], rechunk=True)[row]
-        return merged
+        row = order[np.cumsum(rows) - rows]  # of each key the only one, or the first of several
+        homes = [] if home is None else [home.gather(row)]
+        if (again := np.repeat(rows > 1, rows)).any():
+            merged = self._merged(states[order[again]], None if home is None else home.gather(order[again]))
+            row[rows > 1] = states.height + np.arange(merged.height)
+            states = pl.concat([states, merged], rechunk=True)
+        elif (row == np.arange(len(row))).all():
+            return states.with_columns(homes)
+        return states[row].with_columns(homes)
+
+    def _merged(self, states: pl.DataFrame, home: pl.Series | None) -> pl.DataFrame:
+        g, keys = group(states, home)
+        states = states.with_columns(g)
+        pieces = mapped(lambda column: column.gather(column.spread(states.select("g", column.name))), self.columns)
+        return self.assemble(keys, pieces)
 
 
-def group(rows: pl.DataFrame) -> tuple[pl.Series, pl.DataFrame]:
-    """Number the (user_id, period) of each row. Returns `g` (UInt32, one a row) and the frame [g, user_id, period]."""
+def group(rows: pl.DataFrame, home: pl.Series | None = None) -> tuple[pl.Series, pl.DataFrame]:
+    """Number the (user_id, period) of each row. Returns `g` (UInt32, one a row) and the frame [g, user_id, period].
+
+    They are in order of the users' `home` number, where each row's is given, and then of the keys.
+    """
+    users = ranks(rows["user_id"])
+    if home is not None:
+        users = Runs.of(words(home.to_numpy(), users)).of_rows
     days = rows["period"].to_physical().to_numpy().astype(np.int64) + 2**31
-    runs = Runs.of(words(ranks(rows["user_id"]), days))
+    runs = Runs.of(words(users, days))
     return pl.Series("g", runs.of_rows, dtype=pl.UInt32), rows[runs.firsts].select(KEYS).with_row_index("g")
 
 

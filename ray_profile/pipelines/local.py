@@ -21,6 +21,7 @@ from ray_profile.sources.read import Range
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile
 from ray_profile.store.waves import GB
+from ray_profile.threads import mapped
 
 if TYPE_CHECKING:
     from ray_profile.encode.text import Encoded, TextEncoder
@@ -59,8 +60,8 @@ class LocalEngine:
         with Spill(state_schema(job.width), int(self._config.build.memory_gb * GB)) as spill:
             for range_, cost in zip(ranges, costs, strict=True):
                 done = before
-                for block in self._encoded(job, range_, cost):
-                    states, report = work.fold_block(block, job)
+                blocks = self._encoded(job, range_, cost)
+                for states, report in mapped(lambda block: work.fold_block(block, job), blocks):
                     spill.add(states)
                     reports.append(report)
                     rows, done = rows + report.rows_read, min(done + report.cost, before + cost)
@@ -90,8 +91,8 @@ class LocalEngine:
     def fuse(self, job: buckets.FuseJob) -> list[buckets.Fused]:
         """See `Engine`."""
         fused: list[buckets.Fused] = []
-        for group in buckets.groups_of(job, 1):
-            fused += buckets.fuse_buckets(job, group)
+        for group in mapped(lambda group: buckets.fuse_buckets(job, group), buckets.groups_of(job, 1)):
+            fused += group
             self._progress("fuse", len(fused), len(job.states), sum(each.new + each.changed for each in fused))
         return fused
 

@@ -14,6 +14,7 @@ from types import TracebackType
 
 import polars as pl
 
+from ray_profile.segments import lengths, starts
 from ray_profile.state import StateSchema
 
 
@@ -73,12 +74,10 @@ class Spill:
             return
         whole = pl.concat(found, rechunk=True)
         found.clear()
-        homes = whole.select("user_id", "bucket").unique()
-        merged = self._schema.merge(whole.drop("bucket")).join(homes, on="user_id", how="left", maintain_order="left")
-        del whole
-        ordered = merged.sort("bucket", maintain_order=True)
-        for (bucket,), states in ordered.group_by("bucket", maintain_order=True):
-            yield int(str(bucket)), states
+        whole = self._schema.merge(whole, by="bucket")
+        homes = whole["bucket"].to_numpy()
+        for at, size in zip(begin := starts(homes), lengths(begin, len(homes)), strict=True):
+            yield int(homes[at]), whole.slice(at, size)
 
     def _groups(self) -> Iterator[list[int]]:
         """The buckets with files in groups that fit into half of the limit: the other half is for what they make."""

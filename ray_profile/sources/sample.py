@@ -152,8 +152,8 @@ def _spread_rows(chunk: Chunk, rows: int) -> Chunk:
         return chunk
     every = pl.concat([chunk.numbers.alias("row"), chunk.broken["row"]]).sort()
     runs = min(RUNS, rows)
-    starts = np.arange(runs) * len(every) // runs
-    lengths = np.diff(np.arange(runs + 1) * rows // runs)
+    ends = np.arange(runs + 1) * rows // runs  # among the chosen; what is passed over is spread as evenly
+    starts, lengths = ends[:-1] + np.arange(runs) * (len(every) - rows) // runs, np.diff(ends)
     at = np.repeat(starts, lengths) + np.concatenate([np.arange(length) for length in lengths])
     chosen = every.gather(at).implode()
     inside, broken = chunk.numbers.is_in(chosen), chunk.broken.filter(chunk.broken["row"].is_in(chosen))

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ray_profile.config import Source
@@ -154,6 +154,7 @@ def test_a_catalogue(tmp_path: Path) -> None:
     st.lists(st.sampled_from(LINES), max_size=60),
     st.integers(1, 70),
 )
+@example(["a,x,2024-01-01,1"] * 13, 12)
 def test_good_bad_and_anonymous_add_up(tmp_path_factory: pytest.TempPathFactory, lines: list[str], rows: int) -> None:
     source = events(tmp_path_factory.mktemp("rows"), lines)
     sample = draw(source, expand("x", source), CLOCK, None, rows)
