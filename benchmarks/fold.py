@@ -47,6 +47,7 @@ WIDTH = 384
 HEAVY = 0.3
 SAMPLE, SAMPLE_ROWS = 2_000, 256
 USERS_PER_BUCKET = 50_000
+LIMIT = 2_000_000_000
 REPEATS = 5
 PEER_ENGINE = "in-memory"  # Polars' faster engine on these queries; the streaming one needs less memory
 
@@ -57,11 +58,11 @@ def ours(events: pl.DataFrame, items: Items, everything: bool) -> Profiles:
     """The profiles of one bucket after the other, as a build writes them."""
     context, schema = FoldContext(items, WIDTH), state_schema(WIDTH)
     buckets = max(events["user_id"].n_unique() // USERS_PER_BUCKET, 1)
-    with Spill(schema, 500_000_000) as spill:
+    with Spill(schema, LIMIT) as spill:
         states_of = fold if everything else _behaviour_states
         for states in mapped(lambda rows: states_of(rows, context), events.iter_slices(BLOCK_ROWS)):
             spill.add(states.with_columns(bucket_of(states["user_id"], buckets).alias("bucket")))
-        merged = [schema.merge(states) for _, states in spill.buckets()]
+        merged = [states for _, states in spill.buckets()]
     corpus = statistics.combine(statistics.of_states(states) for states in merged)
     fusing = FuseContext(items, fold_events.AS_OF, corpus, 1, "none", WIDTH)
     profiles_of = fuse if everything else _behaviour_profiles

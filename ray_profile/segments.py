@@ -100,6 +100,12 @@ def ranks(values: pl.Series) -> Halves:
     return ranked["rank"].to_numpy()
 
 
+def enumerated(*columns: pl.Series) -> list[pl.Series]:
+    """Strings as one sorted Enum of all that stand in any of the columns: ranked once, however often they are used."""
+    distinct = pl.concat(columns).unique().drop_nulls().sort()
+    return [column.cast(pl.Enum(distinct)) for column in columns]
+
+
 def words(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> Words:
     """Two numbers below 2^32 as one that orders by the first, then by the second."""
     return (above.astype(np.uint64) << np.uint64(32)) | below.astype(np.uint64)

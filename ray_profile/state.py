@@ -127,7 +127,7 @@ class MapSum:
         return pl.List(pl.Struct({"key": pl.String(), **{n: d for n, (_, d) in self.values.items()}}))
 
     def gather(self, entries: pl.DataFrame) -> pl.DataFrame:
-        sums = self.sum(entries)
+        sums = self.sum(entries).with_columns(pl.col("key").cast(pl.String))
         group = sums["g"].to_numpy()
         keys = lengths(starts(group), len(group))
         if (keys > self.cap).any():
@@ -143,7 +143,7 @@ class MapSum:
     def sum(self, entries: pl.DataFrame, by: str = "g") -> pl.DataFrame:
         """[by, key, *values]: the entries of each key of each group as one, in order; no key is left out."""
         runs = Runs.of(words(entries[by].to_numpy(), ranks(entries["key"])))
-        keys = entries["key"].gather(runs.firsts).cast(pl.String)
+        keys = entries["key"].gather(runs.firsts)
         values = (runs.reduce(entries[name].cast(dtype), how) for name, (how, dtype) in self.values.items())
         return pl.DataFrame([entries[by].gather(runs.firsts), keys, *values])
 
@@ -288,9 +288,9 @@ class StateSchema:
             merged = self._merged(states[order[again]], None if home is None else home.gather(order[again]))
             row[rows > 1] = states.height + np.arange(merged.height)
             states = pl.concat([states, merged], rechunk=True)
-        elif (row == np.arange(len(row))).all():
-            return states.with_columns(homes)
-        return states[row].with_columns(homes)
+        if not (row == np.arange(states.height)[: len(row)]).all():
+            states = states[row]
+        return states.with_columns(homes)
 
     def _merged(self, states: pl.DataFrame, home: pl.Series | None) -> pl.DataFrame:
         g, keys = group(states, home)
@@ -304,7 +304,7 @@ def group(rows: pl.DataFrame, home: pl.Series | None = None) -> tuple[pl.Series,
 
     They are in order of the users' `home` number, where each row's is given, and then of the keys.
     """
-    users = ranks(rows["user_id"])
+    users: Index = ranks(rows["user_id"]).astype(np.int64)
     if home is not None:
         users = Runs.of(words(home.to_numpy(), users)).of_rows
     days = rows["period"].to_physical().to_numpy().astype(np.int64) + 2**31

@@ -1,21 +1,16 @@
 """The steps of a run on Ray: reading and folding in tasks, encoding in actors, one shuffle of partial states.
 
-    sources with text     read -> small blocks -> tokenise (tasks) -> encode (actors) -> fold (tasks) --+
-    sources without       read, fold (tasks) -----------------------------------------------------------+
-                                                                        by bucket -> merge, write (tasks)
-
-Reports travel with the data as rows of bucket -1, so that a task that Ray runs twice is counted once.
+sources with text     read -> small blocks -> tokenise (tasks) -> encode (actors) -> fold (tasks) --+
+sources without       read, fold (tasks) -----------------------------------------------------------+
+                                                                    by bucket -> merge, write (shuffle.py)
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +29,9 @@ from ray_profile.errors import BuildFailed, ConfigError, RayProfileError
 from ray_profile.pipelines import buckets, work
 from ray_profile.pipelines.engine import Progress
 from ray_profile.pipelines.report import Report, by_file
+from ray_profile.pipelines.shuffle import REPORT, Shuffle, folded
 from ray_profile.pipelines.tables import frame_of
 from ray_profile.profile import statistics
-from ray_profile.profile.fold import state_schema
 from ray_profile.sources.formats import may_hold_text
 from ray_profile.sources.read import Range
 from ray_profile.store.root import Root
@@ -45,11 +40,8 @@ from ray_profile.store.tables import DataFile
 if TYPE_CHECKING:
     from ray_profile.encode.text import Encoded, TextEncoder
 
-REPORT = "report"
-REPORT_BUCKET = -1
 TEXTS_PER_CALL = 4_096
 MAX_PARTITIONS = 200
-POLL_SECONDS = 1.0
 MAX_IDLE_WORKERS = 16
 
 
@@ -88,7 +80,6 @@ class RayEngine:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.raise_original_map_exception = True
-        context.default_hash_shuffle_parallelism = self._partitions
 
     def _insist_on(self, gpus: float) -> None:
         """A machine of our own will never have more than it has: without this the run would wait for ever."""
@@ -128,11 +119,19 @@ class RayEngine:
         if not ranges:
             return [], []
         self._dismiss_text_actors()  # the fold has encoders of its own, and needs the room
-        with _plainly(), self._watched("fold", sum(work.costs_of(job.config, ranges))) as counter:
-            shuffled = self._partials(job, ranges, counter).repartition(self._partitions, keys=["bucket"])
-            done = shuffled.map_batches(partial(_write, job=job), batch_size=None, batch_format="pyarrow").take_all()
-        written = [_written(row["file"]) for row in done if row["file"] is not None]
-        reports = [Report.from_json(row[REPORT]) for row in done if row[REPORT] is not None]
+        total, reports = sum(work.costs_of(job.config, ranges)), list[Report]()
+
+        def told(new: Sequence[Report]) -> None:
+            reports.extend(new)
+            done = sum(report.cost for report in reports)
+            self._progress("fold", min(done, total), total, sum(report.rows_read for report in reports))
+
+        with _plainly():
+            shuffle = Shuffle(job, self._partitions, told)
+            for bundle in self._partials(job, ranges).iter_internal_ref_bundles():
+                shuffle.add([entry.ref for entry in bundle.blocks], bundle.size_bytes())
+            written = shuffle.write()
+        self._progress("fold", total, total, sum(report.rows_read for report in reports))
         work.assert_all_arrived(written, reports)
         written.sort(key=lambda each: (each.file.bucket, each.file.path))
         return written, list(by_file(reports).values())
@@ -173,13 +172,13 @@ class RayEngine:
         while self._texts:
             ray.kill(self._texts.pop())
 
-    def _partials(self, job: work.WaveJob, ranges: Sequence[Range], counter: Any) -> Dataset:
-        """Partial states of all ranges, with `bucket` and `report`."""
+    def _partials(self, job: work.WaveJob, ranges: Sequence[Range]) -> Dataset:
+        """Partial states of all ranges and their reports (see `shuffle.folded`)."""
         speaks = {name: may_hold_text(source) for name, source in job.config.sources.items()}
         spoken = [range_ for range_ in ranges if speaks[range_.file.source]]
         silent = [range_ for range_ in ranges if not speaks[range_.file.source]]
         whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-        folded = partial(_fold, job=job, counter=counter)
+        fold = partial(_fold, job=job)
         parts: list[Dataset] = []
         if spoken:
             settings = job.config.encoder
@@ -193,50 +192,15 @@ class RayEngine:
                 num_gpus=self._gpus_per_encoder or None,
                 **whole,
             )
-            parts.append(encoded.map_batches(folded, num_cpus=1, **whole))
+            parts.append(encoded.map_batches(fold, num_cpus=1, **whole))
         if silent:
-            parts.append(self._read(job, silent).map_batches(folded, num_cpus=1, **whole))
+            parts.append(self._read(job, silent).map_batches(fold, num_cpus=1, **whole))
         return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
 
     def _read(self, job: work.WaveJob, ranges: Sequence[Range]) -> Dataset:
         numbers = ray.data.from_items([{"at": at} for at in range(len(ranges))], override_num_blocks=len(ranges))
         reader = partial(_read, job=job, ranges=list(ranges), costs=work.costs_of(job.config, ranges))
         return numbers.map_batches(reader, batch_size=1, batch_format="pyarrow", num_cpus=1)
-
-    @contextmanager
-    def _watched(self, stage: str, total: float) -> Iterator[Any]:
-        """A counter that tasks add to, and a thread that tells `progress` what it says."""
-        counter: Any = ray.remote(_Counter).options(num_cpus=0).remote()
-        over = threading.Event()
-
-        def watch() -> None:
-            while not over.wait(POLL_SECONDS):
-                try:
-                    cost, rows = ray.get(counter.total.remote())
-                    self._progress(stage, min(cost, total), total, rows)
-                except RayError:
-                    return  # the run ends for a reason of its own
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield counter
-            self._progress(stage, total, total, ray.get(counter.total.remote())[1])
-        finally:
-            over.set()
-            thread.join()
-            ray.kill(counter)
-
-
-class _Counter:
-    def __init__(self) -> None:
-        self._cost, self._rows = 0.0, 0
-
-    def add(self, cost: float, rows: int) -> None:
-        self._cost, self._rows = self._cost + cost, self._rows + rows
-
-    def total(self) -> tuple[float, int]:
-        return self._cost, self._rows
 
 
 class _TextActor:
@@ -300,37 +264,10 @@ def _tokenise(table: pa.Table, settings: Settings) -> pa.Table:
     return _packed(block.rows, [*reports, block.report])
 
 
-def _fold(table: pa.Table, job: work.WaveJob, counter: Any) -> pa.Table:
+def _fold(table: pa.Table, job: work.WaveJob) -> pa.Table:
     rows, reports = _unpacked(table)
     states, report = work.fold_block(work.Block(rows, Report("", "")), job)
-    counter.add.remote(sum(each.cost for each in reports), sum(each.rows_read for each in reports))
-    said = pl.DataFrame({"bucket": REPORT_BUCKET, REPORT: [each.to_json() for each in [*reports, report]]})
-    said = said.with_columns(pl.col("bucket").cast(pl.Int32))
-    return pl.concat([states.with_columns(pl.lit(None, pl.String).alias(REPORT)), said], how="diagonal").to_arrow()
-
-
-def _write(table: pa.Table, job: work.WaveJob) -> pa.Table:
-    frame = frame_of(table)
-    said = frame.filter(pl.col(REPORT).is_not_null())[REPORT]
-    reports = [each.to_json() for each in by_file(map(Report.from_json, said)).values()]
-    states = frame.filter(pl.col(REPORT).is_null()).drop(REPORT)
-    states = states.cast(pl.Schema(state_schema(job.width).dtypes | {"bucket": pl.Int32()}))
-    files = [
-        json.dumps(asdict(work.write_states(job, int(str(bucket)), part)))
-        for (bucket,), part in states.sort("bucket", maintain_order=True).group_by("bucket", maintain_order=True)
-    ]
-    nothing: list[str | None] = [None]
-    return pa.table(
-        {
-            "file": pa.array(files + nothing * len(reports), pa.string()),
-            REPORT: pa.array(nothing * len(files) + reports, pa.string()),
-        }
-    )
-
-
-def _written(text: str) -> work.Written:
-    value = json.loads(text)
-    return work.Written(**{**value, "file": DataFile(**value["file"])})
+    return folded(states, [*reports, report])
 
 
 def _packed(rows: pl.DataFrame, reports: Sequence[Report]) -> pa.Table:

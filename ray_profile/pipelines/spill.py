@@ -49,15 +49,17 @@ class Spill:
     def buckets(self) -> Iterator[tuple[int, pl.DataFrame]]:
         """Every bucket that has states, ascending, with its states, merged."""
         if not self._files:
-            yield from self._merged(self._taken())
+            yield from merged_by_bucket(self._schema, self._taken())
             return
         self._flush()
         for group in self._groups():
-            yield from self._merged(pl.read_ipc(path) for bucket in group for path in self._files[bucket])
+            yield from merged_by_bucket(
+                self._schema, (pl.read_ipc(path) for bucket in group for path in self._files[bucket])
+            )
 
     def _flush(self) -> None:
         number = sum(map(len, self._files.values()))
-        for bucket, states in self._merged(self._taken()):
+        for bucket, states in merged_by_bucket(self._schema, self._taken()):
             path = self.folder / f"{bucket}-{number}.arrow"
             states.write_ipc(path)
             self._files[bucket].append(path)
@@ -66,18 +68,6 @@ class Spill:
     def _taken(self) -> list[pl.DataFrame]:
         waiting, self._waiting, self._bytes = self._waiting, [], 0
         return waiting
-
-    def _merged(self, parts: Iterable[pl.DataFrame]) -> Iterator[tuple[int, pl.DataFrame]]:
-        """By bucket, ascending, the states of some parts."""
-        found = list(parts)
-        if not found:
-            return
-        whole = pl.concat(found, rechunk=True)
-        found.clear()
-        whole = self._schema.merge(whole, by="bucket")
-        homes = whole["bucket"].to_numpy()
-        for at, size in zip(begin := starts(homes), lengths(begin, len(homes)), strict=True):
-            yield int(homes[at]), whole.slice(at, size)
 
     def _groups(self) -> Iterator[list[int]]:
         """The buckets with files in groups that fit into half of the limit: the other half is for what they make."""
@@ -91,3 +81,16 @@ class Spill:
             size += self._sizes[bucket]
         if group:
             yield group
+
+
+def merged_by_bucket(schema: StateSchema, parts: Iterable[pl.DataFrame]) -> Iterator[tuple[int, pl.DataFrame]]:
+    """States with `bucket`, in any number of parts -> by bucket, ascending, its merged states, with `bucket`."""
+    found = list(parts)
+    if not found:
+        return
+    whole = pl.concat(found, rechunk=True)
+    found.clear()
+    whole = schema.merge(whole, by="bucket")
+    homes = whole["bucket"].to_numpy()
+    for at, size in zip(begin := starts(homes), lengths(begin, len(homes)), strict=True):
+        yield int(homes[at]), whole.slice(at, size)

@@ -1,7 +1,7 @@
 """What one task of a wave does: the steps that Ray's workers and the plain loop both call, in the same order.
 
     read -> tokenise -> encode -> fold     a range of a source file  -> partial states by bucket
-    write_states                           partial states of a bucket -> one file
+    write_states                           merged states of a bucket -> one file
 
 Every function can be run again after a crash: each attempt writes files of its own, named by the run's uuid, and only
 those that the driver commits count.
@@ -224,16 +224,15 @@ def fold_block(block: Block, job: WaveJob) -> tuple[pl.DataFrame, Report]:
 
 
 def write_states(job: WaveJob, bucket: int, states: pl.DataFrame) -> Written:
-    """Merge partial states of a bucket and write them as one file of the wave."""
+    """Write the merged states of a bucket as one file of the wave."""
     schema = state_schema(job.width)
-    merged = schema.merge(states)
-    rows = merged.with_columns(pl.lit(job.number, pl.Int64).alias("wave_no")).to_arrow()
+    rows = states.select(*schema.dtypes).with_columns(pl.lit(job.number, pl.Int64).alias("wave_no")).to_arrow()
     file = write_file(states_table(job.root, job.width), bucket, file_name(job.uuid, job.number), rows)
-    newest = merged["period"].max()
+    newest = states["period"].max()
     assert isinstance(newest, date), "a file of states has a row"
-    full = {column.name: states_at_cap(merged, column) for column in schema.columns if isinstance(column, MapSum)}
+    full = {column.name: states_at_cap(states, column) for column in schema.columns if isinstance(column, MapSum)}
     return Written(
-        file, int(merged["rows"].sum()), newest.toordinal(), {name: count for name, count in full.items() if count}
+        file, int(states["rows"].sum()), newest.toordinal(), {name: count for name, count in full.items() if count}
     )
 
 

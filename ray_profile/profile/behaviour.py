@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from ray_profile.profile.facet import FoldContext
+from ray_profile.segments import enumerated
 from ray_profile.state import PART, TIME, Aggregate, Column, Intervals, LastN, MapSum, Scalar, TopK, VectorSum
 
 #: Price bands are half powers of two: band b holds 2^(b/2) <= price < 2^((b+1)/2).
@@ -124,7 +125,8 @@ def _histogram(rows: pl.DataFrame, column: str, name: str, width: int) -> pl.Dat
 
 def _seen(rows: pl.DataFrame, column: MapSum, evidence: TopK) -> list[pl.DataFrame]:
     """What rows with a `key` name, and the latest of them in each period that does."""
-    named = rows.filter(pl.col("key").is_not_null()).with_columns(pl.col("decay").alias("weight"))
+    named = rows.filter(pl.col("key").is_not_null())
+    named = named.with_columns(*enumerated(named["key"]), pl.col("decay").alias("weight"))
     return [column.gather(named), evidence.gather(named)]
 
 

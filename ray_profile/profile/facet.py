@@ -65,13 +65,32 @@ class FuseContext:
 
 def entries(states: pl.DataFrame, column: MapSum, scaled: tuple[str, ...] = ()) -> pl.DataFrame:
     """A map column over all of a user's periods: [u, key, *values], the `scaled` values decayed to the last period."""
-    spread = segments.unlisted(states.select("u", "scale", column.name), column.name)
-    return column.sum(spread.with_columns(pl.col(name) * pl.col("scale") for name in scaled), by="u")
+    return _entries(_spread(states, column), column, scaled)
 
 
 def best_evidence(states: pl.DataFrame, column: TopK) -> pl.DataFrame:
     """A top-k column over all of a user's periods: [u, key, id, weight, *fields], the k best per (u, key), in order."""
-    spread = segments.unlisted(states.select("u", "scale", column.name), column.name)
+    return _best(_spread(states, column), column)
+
+
+def entries_and_evidence(
+    states: pl.DataFrame, column: MapSum, evidence: TopK, scaled: tuple[str, ...] = ()
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """`entries` and `best_evidence` of two columns with the same keys, which are one sorted Enum."""
+    sums, acts = _spread(states, column), _spread(states, evidence)
+    keys = segments.enumerated(sums["key"], acts["key"])
+    return _entries(sums.with_columns(keys[0]), column, scaled), _best(acts.with_columns(keys[1]), evidence)
+
+
+def _spread(states: pl.DataFrame, column: MapSum | TopK) -> pl.DataFrame:
+    return segments.unlisted(states.select("u", "scale", column.name), column.name)
+
+
+def _entries(spread: pl.DataFrame, column: MapSum, scaled: tuple[str, ...]) -> pl.DataFrame:
+    return column.sum(spread.with_columns(pl.col(name) * pl.col("scale") for name in scaled), by="u")
+
+
+def _best(spread: pl.DataFrame, column: TopK) -> pl.DataFrame:
     best, _ = column.best(spread.with_columns(pl.col("weight") * pl.col("scale")), by="u")
     return best.drop("scale")
 

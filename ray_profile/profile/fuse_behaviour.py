@@ -7,7 +7,7 @@ import polars as pl
 
 from ray_profile import segments
 from ray_profile.profile import behaviour, statistics
-from ray_profile.profile.facet import FuseContext, best_evidence, entries, explained, listed, ranked
+from ray_profile.profile.facet import FuseContext, entries, entries_and_evidence, explained, listed, ranked
 from ray_profile.profile.items import PATH_SEPARATOR
 from ray_profile.segments import Runs, places, words
 from ray_profile.state import OTHER, PART, TIME, MapSum, TopK, VectorSum, distinct_keys, join_intervals
@@ -129,17 +129,18 @@ def _histogram(states: pl.DataFrame, column: VectorSum, name: str) -> pl.DataFra
 
 
 def _affinities(states: pl.DataFrame, column: MapSum, acts_column: TopK, name: str, to: str) -> pl.DataFrame:
-    liked = entries(states, column, scaled=("weight",)).filter(pl.col("n") > 0)
+    liked, acts = entries_and_evidence(states, column, acts_column, scaled=("weight",))
+    liked = liked.filter(pl.col("n") > 0)
+    depth = pl.zeros(liked.height, pl.UInt32, eager=True)
     if column is behaviour.CATEGORIES:  # the rest holds all depths together, so no depth's share can count it
         liked = liked.filter(pl.col("key") != OTHER)
-        depth = pl.col("key").str.count_matches(PATH_SEPARATOR, literal=True)
-    else:
-        depth = pl.lit(0, pl.UInt32)
-    level = words(liked["u"].to_numpy(), liked.select(depth.alias("depth"))["depth"].to_numpy())
+        names = liked["key"].dtype.categories  # type: ignore[attr-defined]
+        depth = names.str.count_matches(PATH_SEPARATOR, literal=True).gather(liked["key"].to_physical())
+    level = words(liked["u"].to_numpy(), depth.to_numpy())
     liked = liked.with_columns((pl.col("weight") / Runs.of(level).over(liked["weight"], "sum")).alias("share"))
     liked = ranked(liked.filter((pl.col("weight") > 0) & (pl.col("key") != OTHER)), "share", "key")
     liked = liked.filter(places(liked["u"].to_numpy()) < MAX_AFFINITIES)
-    return listed(explained(liked, best_evidence(states, acts_column), name, _ACTS), to, _affinity(name))
+    return listed(explained(liked, acts, name, _ACTS), to, _affinity(name))
 
 
 def _prices(states: pl.DataFrame, corpus: pl.DataFrame) -> list[pl.DataFrame]:
@@ -165,17 +166,17 @@ def _prices(states: pl.DataFrame, corpus: pl.DataFrame) -> list[pl.DataFrame]:
 
 
 def _habits(states: pl.DataFrame, column: MapSum, acts_column: TopK, name: str, to: str) -> pl.DataFrame:
-    seen = entries(states, column)
+    seen, acts = entries_and_evidence(states, column, acts_column)
     rows = Runs.of(seen["u"].to_numpy().astype(np.uint64)).over(seen["n"], "sum")
     seen = seen.with_columns((pl.col("n") / rows).alias("share"))
     seen = ranked(seen.filter(pl.col("key") != OTHER), "n", "key")
-    return listed(explained(seen, best_evidence(states, acts_column), name, _ACTS), to, _habit(name))
+    return listed(explained(seen, acts, name, _ACTS), to, _habit(name))
 
 
 def _searches(states: pl.DataFrame) -> pl.DataFrame:
-    asked = entries(states, behaviour.SEARCHES).filter(pl.col("key") != OTHER)
+    asked, acts = entries_and_evidence(states, behaviour.SEARCHES, behaviour.SEARCH_EVIDENCE)
+    asked = asked.filter(pl.col("key") != OTHER)
     asked = asked.sort(["u", "n", "last", "key"], descending=[False, True, True, False])
-    acts = best_evidence(states, behaviour.SEARCH_EVIDENCE)
     return listed(explained(asked, acts, "query", _ACTS), "searches", _SEARCH, at_most=MAX_SEARCHES)
 
 
