@@ -33,6 +33,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ray_profile.config import Build
 from ray_profile.pipelines.spill import Spill
 from ray_profile.profile import behaviour, fuse_behaviour, statistics
 from ray_profile.profile.facet import FoldContext, FuseContext
@@ -41,13 +42,13 @@ from ray_profile.profile.fuse import beside, fuse, numbered
 from ray_profile.profile.items import Items
 from ray_profile.sources.blocks import BLOCK_ROWS
 from ray_profile.sources.redact import bucket_of
+from ray_profile.store.waves import GB
 from ray_profile.threads import mapped
 
 WIDTH = 384
 HEAVY = 0.3
 SAMPLE, SAMPLE_ROWS = 2_000, 256
 USERS_PER_BUCKET = 50_000
-LIMIT = 2_000_000_000
 REPEATS = 5
 PEER_ENGINE = "in-memory"  # Polars' faster engine on these queries; the streaming one needs less memory
 
@@ -58,7 +59,7 @@ def ours(events: pl.DataFrame, items: Items, everything: bool) -> Profiles:
     """The profiles of one bucket after the other, as a build writes them."""
     context, schema = FoldContext(items, WIDTH), state_schema(WIDTH)
     buckets = max(events["user_id"].n_unique() // USERS_PER_BUCKET, 1)
-    with Spill(schema, LIMIT) as spill:
+    with Spill(schema, int(Build().memory_gb * GB)) as spill:
         states_of = fold if everything else _behaviour_states
         for states in mapped(lambda rows: states_of(rows, context), events.iter_slices(BLOCK_ROWS)):
             spill.add(states.with_columns(bucket_of(states["user_id"], buckets).alias("bucket")))

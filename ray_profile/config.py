@@ -130,7 +130,7 @@ class Build(Frozen):
     """`[build]`: how a run works; none of it changes what comes out."""
 
     wave_gb: float = Field(default=64.0, gt=0)  # source bytes of one wave
-    memory_gb: float = Field(default=0.5, gt=0)  # partial states that a plain loop holds before it writes them to disk
+    memory_gb: float = Field(default=1.0, gt=0)  # partial states that a plain loop holds before it writes them to disk
     cpus: int | None = Field(default=None, ge=1)  # for Ray on this machine; absent: all
     encoders: int | None = Field(default=None, ge=1)  # encoder actors; absent: one a GPU, one where there is none
     gpus_per_encoder: float | None = Field(default=None, ge=0)  # absent: 1 where Ray has GPUs when the run starts
