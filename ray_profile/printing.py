@@ -87,7 +87,7 @@ def _summary_rows(done: Summary) -> Iterator[tuple[str, str, str]]:
         yield "texts encoded", f"{report.texts:,}", f"{report.truncated:,} cut at the encoder's max_length"
         yield "tokens", f"{report.tokens:,}", f"{rate:,.0f} a second of encoding"
     for name, states in done.full.items():
-        yield f"full: {name}", f"{states:,}", "states whose map is full; the rest of it stands under _other"
+        yield f"full: {name}", f"{states:,}", "states whose map is full: what it has no room for is counted together"
     yield "seconds", f"{done.seconds:.1f}", ""
     for stage, seconds in done.stages.items():
         inside = [f"{name} {s:.1f}" for name, s in sorted(report.seconds.items()) if stage == "fold" and s >= 0.05]
@@ -115,7 +115,11 @@ def profile(found: dict[str, Any], user: str, out: Console | None = None) -> Non
     missing: list[str] = []
     _section(out, "rows", _span(found), missing)
     _section(out, "feels", _feelings(found), missing)
-    _likes(out, found["tags"] or [], missing)
+    tags = found["tags"] or []
+    _tags(out, "likes", [tag for tag in tags if tag["stance"] != "disliked"])
+    _tags(out, "dislikes", [tag for tag in tags if tag["stance"] == "disliked"])
+    if not tags:
+        missing.append("likes")
     for label, parts in _parts(found):
         _section(out, label, parts, missing)
     if missing:
@@ -171,16 +175,15 @@ def _feelings(found: dict[str, Any]) -> list[str]:
     return shares
 
 
-def _likes(out: Console, tags: Sequence[dict[str, Any]], missing: list[str]) -> None:
+def _tags(out: Console, label: str, tags: Sequence[dict[str, Any]]) -> None:
     """One line of facts a tag, and under it the two rows that speak for it most."""
     if not tags:
-        missing.append("likes")
         return
     facts = sum(cells + 2 for _, cells in FACT_COLUMNS)
     longest = max(cell_len(plain(tag["tag"])) for tag in tags[:MAX_TAGS])
     wide = max(TAG_CELLS, min(longest, out.width - facts - 2))
     out.print()
-    out.print(_facts([Text("likes", style="bold"), *(Text(name, style="dim") for name, _ in FACT_COLUMNS)], wide))
+    out.print(_facts([Text(label, style="bold"), *(Text(name, style="dim") for name, _ in FACT_COLUMNS)], wide))
     for tag in tags[:MAX_TAGS]:
         cells = (
             f"{tag['share']:.0%}",
@@ -222,7 +225,7 @@ def _because(row: dict[str, Any], cells: int) -> Text:
 
 
 def _parts(found: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Label and parts of every section below the likes."""
+    """Label and parts of every section below the tags."""
     yield "words", _counts(found["keywords"], "term")
     named = [{"entity": _entity(each["entity"]), "n": each["n"]} for each in found["entities"] or []]
     yield "names", _counts(named, "entity")

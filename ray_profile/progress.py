@@ -31,10 +31,13 @@ Tell = Callable[[str, float, float, int], None]
 COUNTED = {"fold": "rows", "fuse": "profiles"}
 PLAIN_EVERY_SECONDS = 5.0
 
-#: Ray Data's own word on what our progress shows already, and its remark that it shows nothing itself.
+#: Ray Data's own word on what our progress shows already, its remark that it shows nothing itself, and its tracebacks
+#: of an error that is raised all the same, and then explained in one line.
 _CHATTER = {
     "ray.data._internal.progress": logging.ERROR,
     "ray.data._internal.execution.streaming_executor": logging.WARNING,
+    "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
+    "ray.data.exceptions": logging.CRITICAL,
 }
 
 #: Ray writes it from C++ as an error, once a process, for every actor pool of Ray Data; no setting but the level of

@@ -38,7 +38,7 @@ ROWS = pa.schema(
         pa.field("kind", pa.large_string(), nullable=False),  # one of KINDS
         pa.field("text", pa.large_string()),  # a review's title and text, or a search query; cleaned and redacted
         pa.field("rating", pa.float32()),  # 1-5
-        pa.field("quantity", pa.float64()),  # > 0; null means 1
+        pa.field("quantity", pa.float64()),  # >= 0; null means 1
         pa.field("price", pa.float64()),  # of one piece, in the shop's currency
         pa.field("order_id", pa.large_string()),
         pa.field("place", pa.large_string()),
@@ -82,10 +82,11 @@ REASONS = {
     "text_encoding": "the text is no valid UTF-8",
     "text_length": "the text is longer than 100,000 characters",
     "kind_unknown": "the kind is none of " + ", ".join(KINDS) + "; map it under [sources.X.kinds]",
-    "number_unreadable": "the price or the quantity is no finite number",
+    "number_unreadable": "the price or the quantity is no number, or one beyond 10^12",
     "item_missing": "an event other than a search names no item",
     "duplicate": "the same user, item, time and text stands earlier in the same range",
 }
 
 MAX_TEXT_CHARS = 100_000
+MAX_NUMBER = 1e12  # of a price or a quantity, either sign: sums of their products stay finite
 EARLIEST_YEAR = 1990

@@ -41,8 +41,8 @@ from ray_profile.segments import (
 from ray_profile.threads import mapped
 
 KEYS = ("user_id", "period")
-OTHER = "_other"  # the key under which a map keeps what it has no room for
 PART = "\x1f"  # joins the parts of a map's key: tag and source, tag and item
+OTHER = PART + "other"  # the key under which a map keeps what it has no room for; no word, name or id of a shop is it
 SESSION_GAP_MINUTES = 30
 
 TIME = pl.Datetime("us", "UTC")
@@ -108,7 +108,7 @@ class VectorSum:
 class MapSum:
     """Keys with values under their own aggregates. Entries: [g, key, *values].
 
-    At most `cap` keys stay: those whose SHA-256 is smallest; the values of all others add up exactly under `_other`.
+    At most `cap` keys stay: those whose SHA-256 is smallest; the values of all others add up exactly under `OTHER`.
     A key among the `cap` smallest of the whole is among the `cap` smallest of every part that holds it, so no part
     ever dropped any of it, and the result does not depend on the order of merging. The kept keys are also a KMV
     sketch: `distinct_keys` estimates how many there were.
@@ -327,7 +327,7 @@ def join_intervals(entries: pl.DataFrame, gap_minutes: int = SESSION_GAP_MINUTES
 
 
 def states_at_cap(states: pl.DataFrame, column: MapSum) -> int:
-    """How many states have a map that has reached its cap, so that `_other` holds some of their keys."""
+    """How many states have a map that has reached its cap, so that `OTHER` holds some of their keys."""
     long = states.lazy().select(column.name).filter(pl.col(column.name).list.len() > column.cap)  # no other can have it
     other = pl.element().struct.field("key") == OTHER
     return int(long.select(pl.col(column.name).list.eval(other).list.any().sum()).collect().item())

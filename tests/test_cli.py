@@ -45,6 +45,21 @@ def last_json(text: str) -> dict[str, Any]:
     return value
 
 
+def orders(folder: Path, encoder: Path, **keys: str) -> list[str]:
+    """The words that name a configuration in `folder`, of two orders in its data/a.csv; keys of the file as TOML."""
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "data" / "a.csv").write_text("u,i,t\n17850.0,x,2024-01-01\nb,y,2024-02-02\n", encoding="utf-8")
+    columns = '{ user_id = "u", item_id = "i", ts = "t" }'
+    keys = {"paths": '["data/*"]', "columns": columns, "root": '"profiles"', "more": "", **keys}
+    text = (
+        f'root = {keys["root"]}\n[encoder]\nmodel = "{encoder}"\ndtype = "float32"\n'
+        f'[sources.s]\nformat = "columns"\nkind = "purchase"\npaths = {keys["paths"]}\n'
+        f"columns = {keys['columns']}\n{keys['more']}\n"
+    )
+    (folder / "c.toml").write_text(text, encoding="utf-8")
+    return ["--config", str(folder / "c.toml")]
+
+
 @pytest.fixture(scope="module")
 def user(shop: Shop) -> str:
     return str(pl.read_parquet(shop.truth)["user_id"][0])
@@ -106,6 +121,110 @@ def test_init_overwrites_nothing_unless_forced(tmp_path: Path) -> None:
     assert call("init", "--to", str(toml), "--force").exit_code == 0
     assert "name another file with --to" in refused(call("init", "--to", str(tmp_path / "no" / "x.toml")))
     assert "no such file" in refused(call("init", "--from", str(tmp_path / "*.gz"), "--to", str(tmp_path / "y.toml")))
+
+
+def test_what_init_writes_into_another_folder_works_from_there(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("data", "conf"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data" / "orders.csv").write_text(
+        "customer_id,sku,order_date,unit_price\n" + "".join(f"u{n},B{n},2024-01-0{n},2.5\n" for n in range(1, 9))
+    )
+    monkeypatch.chdir(tmp_path)
+    made = call("init", "--from", "data/*.csv", "--to", "conf/x.toml", "--root", "out")
+    assert made.exit_code == 0, made.output
+    monkeypatch.chdir("/")
+    mine = ["--config", str(tmp_path / "conf" / "x.toml"), "--set", f"encoder.model={encoder}", *FAST]
+    done = call("build", "--local", "--json", *mine)
+    assert done.exit_code == 0, done.output
+    assert last_json(done.stdout)["users"] == 8
+    assert (tmp_path / "out" / "profiles").is_dir()
+    assert list((tmp_path / "conf").iterdir()) == [tmp_path / "conf" / "x.toml"]
+
+
+def test_what_init_writes_here_keeps_the_paths_as_they_were_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.csv").write_text("customer_id,sku,order_date\nu1,B1,2024-01-01\nu2,B2,2024-01-02\n")
+    monkeypatch.chdir(tmp_path)
+    assert call("init", "--from", "*.csv").exit_code == 0
+    assert str(tmp_path) not in (tmp_path / "ray_profile.toml").read_text()
+
+
+def test_an_id_is_read_as_the_files_ids_are(encoder: Path, tmp_path: Path) -> None:
+    mine = orders(tmp_path, encoder)
+    assert call("build", "--local", *mine).exit_code == 0
+    found = [last_json(call("show", "--json", *mine, "--", user).stdout) for user in ("17850", "17850.0", " 17850 ")]
+    assert found[0] == found[1] == found[2]
+    assert (found[0]["user_id"], found[0]["rows"]) == ("17850", 1)
+    earlier = last_json(call("show", "17850.0", "--as-of", "2024-02-01", "--json", *mine).stdout)
+    assert earlier["user_id"] == "17850"
+    assert earlier.keys() == found[0].keys()
+    for nobody in ("", "NULL", " nan"):
+        assert "names no user" in refused(call("show", nobody, *mine))
+
+
+def test_a_build_that_commits_nothing_fixes_nothing(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong column is mended, a key named and the buckets chosen: the same root takes it all."""
+    wrong = orders(tmp_path, encoder, columns='{ user_id = "u", item_id = "i", ts = "when" }')
+    assert "no column 'when'" in call("build", "--local", *wrong).stderr
+    monkeypatch.setenv("SHOP_KEY", "0123456789abcdef" * 2)
+    mine = orders(tmp_path, encoder, more='[privacy]\nkey_env = "SHOP_KEY"\n[state]\nbuckets = 3\nperiod = "week"')
+    assert "no root at" in refused(call("show", "b", *mine))
+    assert last_json(call("build", "--dry-run", "--json", *mine).stdout)["problems"] == []
+    done = call("build", "--local", *mine)
+    assert done.exit_code == 0, done.output
+    found = last_json(call("status", "--json", *mine).stdout)
+    assert (found["pseudonyms"], found["buckets"], found["period"], found["users"]) == (True, 3, "week", 2)
+    monkeypatch.setenv("SHOP_KEY", "f" * 32)
+    assert "key_fingerprint" in refused(call("build", "--local", *mine))
+
+
+def test_compact_makes_no_root(encoder: Path, tmp_path: Path) -> None:
+    mine = orders(tmp_path, encoder)
+    before = sorted(tmp_path.iterdir())
+    assert "no root at" in refused(call("compact", "--local", *mine, "--set", "root=typo"))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_empty_root_is_refused(encoder: Path, tmp_path: Path) -> None:
+    mine = orders(tmp_path, encoder, root='""')
+    before = sorted(tmp_path.iterdir())
+    for command in (["build", "--local"], ["show", "b"], ["status"], ["compact"]):
+        assert "root is empty" in refused(call(*command, *mine))
+    rehearsed = last_json(call("build", "--dry-run", "--json", *mine).stdout)
+    assert any("root is empty" in problem for problem in rehearsed["problems"])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("root", ["data/profiles", "data"])
+def test_a_root_within_a_source_is_not_read_as_source(encoder: Path, tmp_path: Path, root: str) -> None:
+    mine = orders(tmp_path, encoder, paths='["data/**/*"]', root=f'"{root}"')
+    first = last_json(call("build", "--local", "--json", *mine).stdout)
+    assert (first["rows_read"], first["files_rejected"]) == (2, 0)
+    again = call("build", "--local", *mine)
+    assert again.exit_code == 0, again.output
+    assert again.stdout.startswith("nothing new: 1 files")
+    (tmp_path / "data" / "b.csv").write_text("u,i,t\nc,x,2024-03-01\n", encoding="utf-8")
+    (rehearsed,) = last_json(call("build", "--dry-run", "--json", *mine).stdout)["sources"]
+    assert rehearsed["files"] == 2
+    assert last_json(call("build", "--local", "--json", *mine).stdout)["rows_read"] == 1
+
+
+def test_status_tells_how_many_profiles_are_as_of_an_earlier_day(encoder: Path, tmp_path: Path) -> None:
+    mine = orders(tmp_path, encoder)
+    assert call("build", "--local", *mine).exit_code == 0
+    found = last_json(call("status", "--json", *mine).stdout)
+    assert (found["profiles_as_of"], found["profiles_as_of_earlier"]) == ("2024-03-01T00:00:00+00:00", 0)
+    (tmp_path / "data" / "b.csv").write_text("u,i,t\nb,x,2024-03-05\n", encoding="utf-8")
+    assert call("build", "--local", *mine).exit_code == 0
+    found = last_json(call("status", "--json", *mine).stdout)
+    assert (found["profiles_as_of"], found["profiles_as_of_earlier"]) == ("2024-04-01T00:00:00+00:00", 1)
+    assert call("build", "--local", "--refresh", *mine).exit_code == 0
+    assert last_json(call("status", "--json", *mine).stdout)["profiles_as_of_earlier"] == 0
 
 
 @pytest.mark.parametrize("command", [["build"], ["build", "--dry-run"], ["show", "u"], ["status"], ["compact"]])

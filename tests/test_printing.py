@@ -108,6 +108,16 @@ def test_chinese_columns_are_aligned_by_the_width_on_the_screen() -> None:
     assert len({cell_len(line[: line.index("66 of 215")]) for line in lines}) == 1
 
 
+def test_dislikes_stand_under_a_heading_of_their_own() -> None:
+    tags = [tag("coffee"), tag("tea", stance="disliked"), tag("milk", stance="mixed"), tag("rain", stance=None)]
+    words = shown(acts("view", tags=tags)).split()
+    likes, dislikes = words.index("likes"), words.index("dislikes")
+    assert all(likes < words.index(name) < dislikes for name in ("coffee", "milk", "rain"))
+    assert words.index("tea") > dislikes
+    assert "dislikes" not in shown(acts("view", tags=tags[:1])).split()
+    assert "likes" not in shown(acts("view", tags=tags[1:2])).replace(",", "").split()
+
+
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_evidence_takes_one_line_and_keeps_its_id(width: int) -> None:
     long = "买了两个月没什么可挑的,做工很好 " * 10

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -80,33 +80,10 @@ class Taxonomy:
         _check_tree(tags, where)
         return cls(tags)
 
-    @classmethod
-    def of_categories(cls, names: Iterable[str]) -> Taxonomy:
-        """The taxonomy of a shop that wrote none: each distinct category of its catalogue is a tag, sorted by name.
-
-        The id is the name in lower case with `_` for everything but letters and digits; categories that differ only
-        there ("Home & Garden", "home_garden") share a tag. Blank names are left out; without any the taxonomy is empty.
-        """
-        by_id: dict[str, list[str]] = {}
-        for name in sorted({name.strip() for name in names}):
-            key = re.sub(r"\W+", "_", name.lower()).strip("_")
-            if key:
-                by_id.setdefault(key, []).append(name)
-        return cls(
-            tuple(
-                Tag(id=key, name=re.sub(r"[_\s]+", " ", same[0]), categories=tuple(same)) for key, same in by_id.items()
-            )
-        )
-
     @cached_property
     def digest(self) -> str:
         """SHA-256 (16 hex digits) of the content; comments, layout and the order of entries do not change it."""
         return config.digest(sorted((asdict(tag) for tag in self.tags), key=lambda tag: str(tag["id"])))
-
-    @cached_property
-    def tag_of_category(self) -> dict[str, str]:
-        """Catalogue category (lower case) -> tag id."""
-        return {name.casefold(): tag.id for tag in self.tags for name in tag.categories}
 
 
 def _tag(entry: Any, where: str) -> Tag:
@@ -131,16 +108,6 @@ def _tag(entry: Any, where: str) -> Tag:
         raise TaxonomyError(f"{where}: an id holds letters, digits and - _ . / only, no spaces.")
     texts: dict[str, Any] = {key: str(entry.get(key, "")).strip() for key in _STRINGS}
     return Tag(**texts, examples=tuple(entry.get("examples", ())), categories=tuple(entry.get("categories", ())))
-
-
-_TYPES: dict[str, type] = {
-    "id": str,
-    "name": str,
-    "description": str,
-    "examples": tuple,
-    "parent": str,
-    "categories": tuple,
-}
 
 
 def _check_tree(tags: Sequence[Tag], where: str) -> None:

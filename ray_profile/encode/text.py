@@ -20,7 +20,7 @@ from ray_profile.config import Encoder as Settings
 from ray_profile.encode import bert
 from ray_profile.encode.batches import Ragged, batches
 from ray_profile.encode.place import Place
-from ray_profile.encode.tokens import Tokenizer, Tokens, readable_or_raise
+from ray_profile.encode.tokens import Tokenizer, Tokens
 from ray_profile.encode.weights import model_digest, read_json, resolve
 from ray_profile.errors import EncoderError
 
@@ -30,7 +30,6 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "model_digest",
-    "readable_or_raise",
     "resolve",
 ]
 

@@ -120,16 +120,27 @@ class Tokenizer:
         return int(inside.to_series().str.count_matches(LETTER).sum())
 
 
-def readable_or_raise(model: str, characters: int, unknown_characters: int) -> None:
-    """Raise `EncoderError` where more than a third of the letters are unknown to the model's vocabulary.
+@dataclass(frozen=True)
+class Letters:
+    """How many letters were read, and how many of them the model's vocabulary does not know."""
+
+    read: int = 0
+    unknown: int = 0
+
+    def __add__(self, other: Letters) -> Letters:
+        return Letters(self.read + other.read, self.unknown + other.unknown)
+
+
+def readable_or_raise(model: str, letters: Letters) -> None:
+    """Raise `EncoderError` where more than a third of the letters that were read are unknown to the model's vocabulary.
 
     Such a model gives texts in that script nearly the same vector, and every profile would be noise.
     """
-    if unknown_characters <= characters * UNREADABLE_SHARE:
+    if letters.unknown <= letters.read * UNREADABLE_SHARE:
         return
-    share = unknown_characters / characters
+    share = letters.unknown / letters.read
     raise EncoderError(
-        f"encoder.model {model!r} cannot read this text: {share:.0%} of {characters:,} letters are unknown to its "
+        f"encoder.model {model!r} cannot read this text: {share:.0%} of {letters.read:,} letters are unknown to its "
         f"vocabulary (at most {UNREADABLE_SHARE:.0%} may be). Use a model that reads it: "
         "'intfloat/multilingual-e5-small' with prefix = \"query: \" for many languages, or 'BAAI/bge-small-zh-v1.5' "
         'with pooling = "cls" for Chinese.'

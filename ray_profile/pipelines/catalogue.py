@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ray_profile.encode.tokens import readable_or_raise
+from ray_profile.encode.tokens import Letters, readable_or_raise
 from ray_profile.pipelines.engine import Engine
 from ray_profile.pipelines.tables import frame_of, items_table
 from ray_profile.profile.items import ITEM_DTYPES, TAG_STRUCT
@@ -34,24 +34,29 @@ def update(
     tagger: Tagger,
     engine: Engine,
     model: str,
+    before: Letters,
     at: Step,
-) -> tuple[DataFile, ...]:
-    """Bring the items table up to date with frames of schema.ITEMS and return its files.
+) -> tuple[tuple[DataFile, ...], Letters]:
+    """Bring the items table up to date with frames of schema.ITEMS. Returns its files and the letters of new titles.
 
-    Of `stated` items the last word counts, of `mentioned` ones the first. Nothing is committed where nothing changed.
-    Raises `FencedError` where another run has changed the catalogue meanwhile.
+    The encoder must be able to read them together with all that was read `before`. Of `stated` items the last word
+    counts, of `mentioned` ones the first. Nothing is committed where nothing changed. Raises `EncoderError`, and
+    `FencedError` where another run has changed the catalogue meanwhile.
     """
     table = items_table(root)
     table.create()
     claim = Claim(root, table, CATALOGUE)
     files = claim.handle.files()
     names = [name for name in ITEM_DTYPES if name not in ("vector", "tags")]
-    known = frame_of(read_files(table, files, columns=names))
+    # What a first wave that failed left behind may be of another encoder or taxonomy, which no fold has fixed yet.
+    stale = files if wave.number == 1 else []
+    known = frame_of(read_files(table, [] if stale else files, columns=names))
     new, replaced = _changes(known.cast({name: ITEM_DTYPES[name] for name in names}), stated, mentioned)
-    if new.is_empty():
-        return tuple(files)
-    encoded = _encoded(new, tagger, engine, model)
-    removes: list[DataFile] = []
+    if new.is_empty() and not stale:
+        return tuple(files), Letters()
+    encoded, letters = _encoded(new, tagger, engine)
+    readable_or_raise(model, before + letters)
+    removes = stale
     if not replaced.is_empty():
         removes = files
         kept = frame_of(read_files(table, files, columns=list(ITEM_DTYPES)))
@@ -62,7 +67,7 @@ def update(
     claim.commit(wave.uuid, claim.number + 1, lambda handle, ids: handle.replace_files([added], removes, ids))
     at("items.after")
     root.delete(claim.orphans())
-    return tuple(claim.handle.files())
+    return tuple(claim.handle.files()), letters
 
 
 def compact(root: Root, wave_uuid: str, max_files: int) -> tuple[int, int]:
@@ -100,14 +105,13 @@ def _changes(
     return pl.concat([said, seen]), said.join(known, on="item_id", how="semi").select("item_id")
 
 
-def _encoded(items: pl.DataFrame, tagger: Tagger, engine: Engine, model: str) -> pl.DataFrame:
-    """Add vectors (each distinct title encoded once) and tags."""
+def _encoded(items: pl.DataFrame, tagger: Tagger, engine: Engine) -> tuple[pl.DataFrame, Letters]:
+    """Add vectors (each distinct title encoded once) and tags; and count the letters that were read."""
     titles = items.select("title").drop_nulls().unique(maintain_order=True)["title"]
-    vectors = np.zeros((0, 1), np.float16)
+    vectors, letters = np.zeros((0, 1), np.float16), Letters()
     if len(titles):
         found = engine.encode(titles)
-        readable_or_raise(model, found.characters, found.unknown_characters)
-        vectors = found.vectors
+        vectors, letters = found.vectors, Letters(found.characters, found.unknown_characters)
     rows = pl.DataFrame({"title": titles}).with_row_index("at")
     at = items.select("title").join(rows, on="title", how="left", maintain_order="left")["at"]
     known = at.is_not_null().to_numpy()
@@ -119,4 +123,4 @@ def _encoded(items: pl.DataFrame, tagger: Tagger, engine: Engine, model: str) ->
     packed = tags.group_by("row", maintain_order=True).agg(pl.struct("tag", "source", "score").alias("tags"))
     items = items.with_row_index("row").join(packed, on="row", how="left", maintain_order="left")
     filled = items.with_columns(pl.col("tags").fill_null(pl.lit([], dtype=pl.List(TAG_STRUCT))), blobs.alias("vector"))
-    return filled.select(*ITEM_DTYPES).cast(pl.Schema(ITEM_DTYPES))
+    return filled.select(*ITEM_DTYPES).cast(pl.Schema(ITEM_DTYPES)), letters

@@ -13,6 +13,7 @@ from ray_profile.pipelines.build import engine_of
 from ray_profile.pipelines.fusing import by_bucket
 from ray_profile.pipelines.run import Run
 from ray_profile.pipelines.tables import items_table, profiles_table, states_table
+from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile
 from ray_profile.store.waves import Step, ignore_step
 
@@ -45,9 +46,10 @@ def compact(
     """Merge the states of buckets with more than `max_files` files, and so the catalogue; then vacuum all tables.
 
     Profiles do not change, and nobody is fused anew. Raises `FencedError` where a build commits meanwhile; nothing is
-    lost then. Raises `RootError` where the config is not that of the root's waves.
+    lost then. Raises `RootError` where there is no such root, or the config is not that of its waves.
     """
     now = clock or datetime.now(UTC)
+    Root.existing(config.root)  # a build may begin a root, and a mistyped one here would be another
     run = Run.open(config, now, at)
     run.check()
     crowded = {b: files for b, files in by_bucket(run.writer.handle.files()).items() if len(files) > max_files}

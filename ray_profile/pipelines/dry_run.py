@@ -20,14 +20,14 @@ from ray_profile.encode.taxonomy import Taxonomy
 from ray_profile.encode.weights import model_digest, resolve
 from ray_profile.errors import RayProfileError
 from ray_profile.pipelines.estimate import Estimate, estimate
-from ray_profile.pipelines.run import Run, width_of
+from ray_profile.pipelines.run import Run, listed, width_of
 from ray_profile.schema import REASONS, SCHEMA_VERSION
-from ray_profile.sources.files import SourceFile, expand
+from ray_profile.sources.files import SourceFile
 from ray_profile.sources.quality import SourceQuality, describe
 from ray_profile.sources.redact import fingerprint
 from ray_profile.sources.sample import Sample, draw
 from ray_profile.store.plan import Plan
-from ray_profile.store.root import FACTS_FILE, Root, RootFacts, normal
+from ray_profile.store.root import Root, RootFacts
 from ray_profile.store.tables import Table
 from ray_profile.store.waves import Writer, ignore_step
 
@@ -84,7 +84,7 @@ def dry_run(config: Config, clock: datetime, sample_rows: int = 20_000) -> DryRu
 
 def _listed(config: Config, name: str, problems: list[str]) -> list[SourceFile]:
     try:
-        found = expand(name, config.sources[name])
+        found = listed(config, name)
     except RayProfileError as error:
         problems.append(str(error))
         return []
@@ -99,10 +99,10 @@ def _plan(config: Config, key: bytes | None, clock: datetime, problems: list[str
     facts = RootFacts(SCHEMA_VERSION, state.buckets, state.period, state.half_life_days, fingerprint(key))
     exists = False
     try:
-        if Root(normal(config.root), facts).read_json(FACTS_FILE) is None:
+        if not Root.exists(config.root):
             return None, False
         exists = True
-        root = Root.open(config.root, facts)  # there is one, so this compares and makes nothing
+        root = Root.open(config.root, facts)
         table = Table(root, "states")
         if table.open() is None:
             return None, True

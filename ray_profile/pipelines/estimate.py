@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ray_profile.config import Config, Source
 from ray_profile.encode.text import TextEncoder
-from ray_profile.encode.tokens import readable_or_raise
+from ray_profile.encode.tokens import Letters, readable_or_raise
 from ray_profile.errors import EncoderError
 from ray_profile.profile.facet import FoldContext
 from ray_profile.profile.fold import fold
@@ -224,7 +224,7 @@ def _tokens_per_second(encoder: TextEncoder, parts: Sequence[pl.Series]) -> floa
 
 def _refused(config: Config, work: _Work) -> str:
     try:
-        readable_or_raise(config.encoder.model, work.characters, work.unknown)
+        readable_or_raise(config.encoder.model, Letters(work.characters, work.unknown))
     except EncoderError as error:
         return str(error)
     return ""

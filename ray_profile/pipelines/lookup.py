@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 
 from ray_profile.config import Config
 from ray_profile.errors import ConfigError, RootError, UnknownUserError
-from ray_profile.sources.redact import bucket_of, fingerprint, pseudonym
+from ray_profile.sources.redact import bucket_of, fingerprint, pseudonyms
+from ray_profile.sources.values import identifiers
 from ray_profile.store.root import Root
-from ray_profile.store.tables import Handle, Table, read_files
+from ray_profile.store.tables import BUCKET, Handle, Table, read_files
 from ray_profile.store.waves import WRITER, Writer, unfused
 
 
@@ -31,15 +32,20 @@ def profile_of(config: Config, user: str, as_of: str | None = None) -> dict[str,
     if handle is None:
         raise RootError(f"{root.address} has no profiles yet; `ray-profile build` makes them")
     rows = read_files(table, handle.files([bucket]), filters=pc.field("user_id") == name)
-    return _only(rows.to_pylist(), user, root)
+    return _only(rows.drop_columns([BUCKET]).to_pylist(), user, root)
 
 
 def status_of(config: Config) -> dict[str, Any]:
-    """What a root holds: users, waves, versions, files waiting."""
+    """What a root holds: its facts, users, waves and versions, and what the profiles do not tell yet.
+
+    `profiles_as_of` is the moment before which the newest profiles count, `profiles_as_of_earlier` how many count up to
+    an earlier one: those of users of whom no later run had rows.
+    """
     root = Root.existing(config.root)
     states, profiles = Table(root, "states").open(), Table(root, "profiles").open()
     items = Table(root, "items", partitioned=False).open()
     crowded = _files_by_bucket(states)
+    newest, earlier = _ages(root, profiles)
     return {
         "root": root.address,
         "buckets": root.facts.buckets,
@@ -49,6 +55,8 @@ def status_of(config: Config) -> dict[str, Any]:
         "waves": 0 if states is None else states.transaction(WRITER) or 0,
         "waves_not_fused": 0 if states is None else len(unfused(states, profiles)),
         "users": _rows(profiles),
+        "profiles_as_of": newest,
+        "profiles_as_of_earlier": earlier,
         "states": _rows(states),
         "items": _rows(items),
         "states_version": None if states is None else states.version,
@@ -65,7 +73,10 @@ def _opened(config: Config, user: str) -> tuple[Root, str]:
             f"{root.address} was built with another pseudonym key (fingerprint {root.facts.key_fingerprint}, here "
             f"{fingerprint(key)}); name that key under [privacy]"
         )
-    return root, pseudonym(user, key)
+    name = pseudonyms(identifiers(pl.Series([user])), key)[0]
+    if name is None:
+        raise UnknownUserError(f"{user!r} names no user: files write that where there is none; name a user")
+    return root, str(name)
 
 
 def _as_of(config: Config, root: Root, name: str, bucket: int, moment: datetime, user: str) -> dict[str, Any]:
@@ -124,6 +135,16 @@ def _only(rows: list[dict[str, Any]], user: str, root: Root, when: str = "") -> 
 
 def _rows(handle: Handle | None) -> int:
     return 0 if handle is None else sum(file.rows for file in handle.files())
+
+
+def _ages(root: Root, profiles: Handle | None) -> tuple[datetime | None, int]:
+    """The latest `as_of` of all profiles, and how many have an earlier one."""
+    files = [] if profiles is None else profiles.files()
+    if not files:
+        return None, 0
+    moments = read_files(Table(root, "profiles"), files, columns=["as_of"])["as_of"]
+    newest = pc.max(moments)
+    return newest.as_py(), len(moments.filter(pc.less(moments, newest)))
 
 
 def _files_by_bucket(handle: Handle | None) -> dict[int, int]:

@@ -7,38 +7,47 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
+from typing import TypeVar
 
 import polars as pl
 
+from ray_profile.config import Source
 from ray_profile.encode.heads import Probe
 from ray_profile.errors import FileRejected, RootError
 from ray_profile.pipelines.engine import Engine
-from ray_profile.pipelines.run import Run
+from ray_profile.pipelines.run import Run, listed
 from ray_profile.pipelines.tables import frame_of
+from ray_profile.sources.files import SourceFile
 from ray_profile.sources.formats import may_hold_text
 from ray_profile.sources.ingest import ingest
-from ray_profile.sources.read import Range
+from ray_profile.sources.read import Range, ranges
 from ray_profile.store.root import Root
 
 FOLDER = ("models", "sentiment-probe")
 SAMPLE_ROWS = 4_000  # rated reviews; more no longer changes a linear probe of some hundred dimensions by much
 RANGES_PER_SOURCE = 8
-ROWS_PER_SOURCE = 40_000  # read at most, where stars are rare
+ROWS_PER_SOURCE = 40_000  # reviews read at most
+
+T = TypeVar("T")
 
 
-def find_or_fit(run: Run, ranges: Sequence[Range], engine: Engine) -> Probe | None:
-    """The root's probe; else one fitted on a sample of this wave, if some of its reviews lack stars and it is any good.
+def find_or_fit(run: Run, parts: Sequence[Range], engine: Engine) -> Probe | None:
+    """The root's probe; else, if some reviews of a wave's ranges lack stars, one fitted on a sample of all that the
+    sources list now, folded or not, if it is any good.
 
-    Raises `RootError` where the stored probe is not what was stored.
+    So it makes no difference to the probe which of the files were folded first, or how small the waves are. Raises
+    `RootError` where the stored probe is not what was stored.
     """
     known = stored(run.root)
     if known is not None:
         return known
-    rated, lacking = _sample(run, [part for part in ranges if may_hold_text(run.config.sources[part.file.source])])
-    if rated.is_empty() or not lacking:
+    if not _lacking(run, [part for part in parts if may_hold_text(run.config.sources[part.file.source])]):
         return None
-    rated = rated.head(SAMPLE_ROWS)
+    rated = _rated(run)
+    if rated.is_empty():
+        return None
     return Probe.fit(engine.encode(rated["text"]).vectors, rated["rating"], rated["user_id"])
 
 
@@ -64,29 +73,53 @@ def stored(root: Root) -> Probe | None:
     return Probe.from_bytes(body)
 
 
-def _sample(run: Run, ranges: Sequence[Range]) -> tuple[pl.DataFrame, bool]:
-    """[user_id, text, rating] of the rated reviews in the first ranges of each source, enough to fit a probe on; and
-    whether any review there lacks its stars."""
-    rated = [pl.DataFrame(schema={"user_id": pl.String, "text": pl.String, "rating": pl.Float32})]
-    lacking = False
-    for _, group in groupby(ranges, key=lambda part: part.file.source):
-        found = read = 0
-        for reviews in _reviews(run, list(group)[:RANGES_PER_SOURCE]):
-            rated.append(reviews.drop_nulls("rating"))
-            lacking = lacking or reviews["rating"].null_count() > 0
-            found, read = found + rated[-1].height, read + reviews.height
-            if found >= SAMPLE_ROWS or read >= ROWS_PER_SOURCE:
+def _lacking(run: Run, parts: Sequence[Range]) -> bool:
+    """Whether a review in some ranges of each source, evenly spread, lacks its stars."""
+    for _, group in groupby(parts, key=lambda part: part.file.source):
+        read = 0
+        for reviews in _reviews(run, _spread(list(group))):
+            if reviews["rating"].null_count():
+                return True
+            read += reviews.height
+            if read >= ROWS_PER_SOURCE:
                 break
-    return pl.concat(rated), lacking
+    return False
 
 
-def _reviews(run: Run, ranges: Iterable[Range]) -> Iterator[pl.DataFrame]:
-    for part in ranges:
+def _rated(run: Run) -> pl.DataFrame:
+    """[user_id, text, rating] of rated reviews, from ranges evenly spread over all files of each source."""
+    found = [pl.DataFrame(schema={"user_id": pl.String, "text": pl.String, "rating": pl.Float32})]
+    for name, source in run.config.sources.items():
+        read = 0
+        if not may_hold_text(source):
+            continue
+        for reviews in _reviews(run, _spread(_ranges(source, _spread(listed(run.config, name))))):
+            found.append(reviews.drop_nulls("rating"))
+            read += reviews.height
+            if read >= ROWS_PER_SOURCE:
+                break
+    rated = pl.concat(found)
+    return rated.gather_every(max(rated.height // SAMPLE_ROWS, 1)).head(SAMPLE_ROWS)
+
+
+def _ranges(source: Source, files: Sequence[SourceFile]) -> list[Range]:
+    parts: list[Range] = []
+    for file in files:
+        with suppress(FileRejected):  # folding meets it again, and reports it
+            parts += ranges(file, source)
+    return parts
+
+
+def _spread(values: Sequence[T]) -> list[T]:
+    some = min(RANGES_PER_SOURCE, len(values))
+    return [values[at * len(values) // some] for at in range(some)]
+
+
+def _reviews(run: Run, parts: Iterable[Range]) -> Iterator[pl.DataFrame]:
+    for part in parts:
         source = run.config.sources[part.file.source]
-        try:
+        with suppress(FileRejected):  # folding meets it again, and reports it
             for block in ingest(part, source, run.clock, run.config.privacy.key(), run.config.privacy.redact):
                 rows = frame_of(block.rows)
                 reviews = rows.filter((pl.col("kind") == "review") & pl.col("text").is_not_null())
                 yield reviews.select("user_id", "text", "rating")
-        except FileRejected:
-            continue  # folding meets it again, and reports it

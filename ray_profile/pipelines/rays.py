@@ -44,6 +44,9 @@ TEXTS_PER_CALL = 4_096
 MAX_PARTITIONS = 200
 MAX_IDLE_WORKERS = 16
 
+#: What Ray Data appends, with advice on its own settings, to the message of an error that a task raises.
+_ADVICE = "\nFailed to apply UDF transform after "
+
 
 class RayEngine:
     """`engine.Engine` on a Ray cluster: the one that RAY_ADDRESS names, or one that it starts on this machine."""
@@ -203,21 +206,33 @@ class RayEngine:
         return numbers.map_batches(reader, batch_size=1, batch_format="pyarrow", num_cpus=1)
 
 
-class _TextActor:
-    """Encodes texts that are no rows: titles and the taxonomy."""
+class _Encoding:
+    """An actor with an encoder. One that cannot be loaded is an error of the first task: of an actor that cannot be
+    made Ray says no more than that it died."""
 
     def __init__(self, settings: Settings, device: str, threads: int) -> None:
-        self._encoder = _load(settings, device, threads)
+        self._loaded: TextEncoder | RayProfileError
+        try:
+            self._loaded = _load(settings, device, threads)
+        except RayProfileError as error:
+            self._loaded = error
+
+    @property
+    def _encoder(self) -> TextEncoder:
+        if isinstance(self._loaded, RayProfileError):
+            raise self._loaded
+        return self._loaded
+
+
+class _TextActor(_Encoding):
+    """Encodes texts that are no rows: titles and the taxonomy."""
 
     def encode(self, texts: pl.Series) -> Encoded:
         return self._encoder.encode(texts)
 
 
-class _EncodeActor:
+class _EncodeActor(_Encoding):
     """The encoder as an actor of the fold's pipeline."""
-
-    def __init__(self, settings: Settings, device: str, threads: int) -> None:
-        self._encoder = _load(settings, device, threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows, reports = _unpacked(table)
@@ -303,6 +318,7 @@ def _plainly() -> Iterator[None]:
         while at is not None:
             cause = getattr(at, "cause", None) or at.__cause__
             if isinstance(cause, RayProfileError):
+                cause.args = (str(cause).partition(_ADVICE)[0],)
                 raise cause from None
             at = cause if isinstance(cause, BaseException) else None
         if isinstance(error, RayError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,12 +19,18 @@ from ray_profile.sources.files import SourceFile, expand
 from ray_profile.sources.formats import describes_items, is_catalogue
 from ray_profile.sources.redact import fingerprint
 from ray_profile.store.plan import Plan, check_digests
-from ray_profile.store.root import Root, RootFacts
+from ray_profile.store.root import Root, RootFacts, normal
 from ray_profile.store.tables import Table
 from ray_profile.store.waves import Step, Writer, ignore_step
 
 #: The application id of states commits that carries the newest period's start (proleptic ordinal).
 NEWEST = "newest"
+
+#: How the paths begin of all that runs write under a root, drafts and all: a source may lie around it or beside it.
+_OWN = re.compile(
+    r"ray_profile\.json|statistics/\d+\.parquet|models/sentiment-probe/|quarantine/[0-9a-f]{32}/"
+    r"|(?:states|profiles|items|waves)/(?:.+/)?[0-9a-f]{32}[-.]"
+)
 
 
 @dataclass(frozen=True)
@@ -41,20 +49,20 @@ class Run:
 
     @classmethod
     def open(cls, config: Config, clock: datetime, at: Step = ignore_step) -> Run:
-        """Check what can be checked without reading a row, open or make the root, and claim its states.
+        """Check what can be checked without reading a row, open the root, and claim its states.
 
         Raises `ConfigError`, `EncoderError`, `TaxonomyError`, `RootError` and `StorageError`.
         """
         key = config.privacy.key()
         for source in config.sources.values():
-            is_catalogue(source)  # an unknown format is an error before the root is made
+            is_catalogue(source)  # an unknown format is an error before anything is written
         folder = resolve(config.encoder.model)
         width = width_of(folder)
         taxonomy = Taxonomy.load(config.taxonomy.path) if config.taxonomy.path else None
         state = config.state
         facts = RootFacts(SCHEMA_VERSION, state.buckets, state.period, state.half_life_days, fingerprint(key))
         if not Root.exists(config.root):
-            _insist_on_files(config, config.sources)  # a mistyped path must not leave a root behind
+            _insist_on_files(config, config.sources)  # a mistyped path must leave no folder behind
         root = Root.open(config.root, facts)
         writer = Writer(root, _states(root, width), at)
         digest = model_digest(folder, config.encoder)
@@ -66,7 +74,7 @@ class Run:
         Raises `SourceError` for a source that has no file and never had one, and what `plan.make_plan` raises.
         """
         sources = self.config.sources
-        found = [file for name, source in sources.items() for file in expand(name, source)]
+        found = [file for name in sources for file in listed(self.config, name)]
         plan = self.writer.plan(
             found,
             self.digests(),
@@ -108,9 +116,23 @@ class Run:
         _insist_on_files(self.config, sorted(missing))
 
 
+def listed(config: Config, name: str) -> list[SourceFile]:
+    """Every file of a source, sorted by path. Where the root lies among them, what runs have written there is left out.
+
+    Raises what `expand` raises, and `RootError` for a root that is no address.
+    """
+    root = normal(config.root)
+    within = (root if root.startswith("s3://") else os.path.realpath(root)) + "/"
+    return [
+        file
+        for file in expand(name, config.sources[name])
+        if not (file.path.startswith(within) and _OWN.match(file.path.removeprefix(within)))
+    ]
+
+
 def _insist_on_files(config: Config, names: Iterable[str]) -> None:
     for name in names:
-        if not expand(name, config.sources[name]):
+        if not listed(config, name):
             paths = ", ".join(config.sources[name].paths)
             raise SourceError(f"[sources.{name}] paths match no file: {paths}; correct them, or remove the source")
 

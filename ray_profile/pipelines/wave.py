@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from ray_profile.encode.heads import TagMatrix
-from ray_profile.encode.tokens import readable_or_raise
+from ray_profile.encode.tokens import Letters, readable_or_raise
 from ray_profile.errors import FileRejected, QuarantineLimitError, RayProfileError
 from ray_profile.pipelines import catalogue, probe, work
 from ray_profile.pipelines.engine import Engine
@@ -25,6 +25,9 @@ from ray_profile.store.plan import Found, PlannedFile, RejectedFile, Wave
 from ray_profile.store.tables import DataFile
 
 MAX_BLAMED = 5
+#: Application ids of states commits that carry what was read of all waves: the encoder is judged by the whole, so that
+#: one day's few texts in another script do not stop a shop whose corpus the encoder reads.
+LETTERS, UNKNOWN_LETTERS = "letters", "unknown_letters"
 
 
 #: A file may belong to two sources (orders that also make the catalogue), so that a path alone names nothing.
@@ -49,7 +52,9 @@ def fold_wave(run: Run, wave: Wave, engine: Engine) -> Folded:
     run.writer.write_plan(wave)
     parts, rejected = _ranges(run, wave)
     tagger = make_tagger(run, engine)
-    items = _catalogue(run, wave, parts, rejected, tagger, engine)
+    handle = run.writer.handle
+    before = Letters(handle.transaction(LETTERS) or 0, handle.transaction(UNKNOWN_LETTERS) or 0)
+    items, of_titles = _catalogue(run, wave, parts, rejected, tagger, engine, before)
     sources = run.config.sources
     readable = [part for key, each in parts.items() for part in each if key not in rejected]
     rows = [part for part in readable if not is_catalogue(sources[part.file.source])]
@@ -60,13 +65,17 @@ def fold_wave(run: Run, wave: Wave, engine: Engine) -> Folded:
     files = [each.file for each in written]
     run.at("write.after")
     named = [_named(file, rejected[_key(file)]) for file in wave.files if _key(file) in rejected]
+    total = add(reports)
+    letters = before + of_titles + Letters(total.characters, total.unknown_characters)
     try:
+        readable_or_raise(run.config.encoder.model, letters)
         _check(run, wave, reports, named)
     except RayProfileError:
         run.root.delete(f"states/{file.path}" for file in files)
         raise
     probe.publish(run.root, head)
-    run.writer.commit_wave(wave, files, named, _newest(run, written))
+    facts = {**_newest(run, written), LETTERS: letters.read, UNKNOWN_LETTERS: letters.unknown}
+    run.writer.commit_wave(wave, files, named, facts)
     return Folded(reports, named, counted(each.full for each in written))
 
 
@@ -104,7 +113,8 @@ def _catalogue(
     rejected: dict[Key, FileRejected],
     tagger: Tagger,
     engine: Engine,
-) -> tuple[DataFile, ...]:
+    before: Letters,
+) -> tuple[tuple[DataFile, ...], Letters]:
     sources = run.config.sources
     every = [part for (name, _), each in parts.items() for part in each if describes_items(sources[name])]
     named: dict[Key, _Named] = {}
@@ -120,7 +130,7 @@ def _catalogue(
     stated = [each.items for (name, _), each in good.items() if is_catalogue(sources[name])]
     mentioned = [each.items for (name, _), each in good.items() if not is_catalogue(sources[name])]
     model = run.config.encoder.model
-    return catalogue.update(run.root, wave, stated, mentioned, tagger, engine, model, run.at)
+    return catalogue.update(run.root, wave, stated, mentioned, tagger, engine, model, before, run.at)
 
 
 @dataclass
@@ -168,8 +178,6 @@ def _fold(
 
 
 def _check(run: Run, wave: Wave, reports: Sequence[Report], rejected: Sequence[RejectedFile]) -> None:
-    total = add(reports)
-    readable_or_raise(run.config.encoder.model, total.characters, total.unknown_characters)
     for name, source in run.config.sources.items():
         mine = [report for report in reports if report.source == name]
         size = sum(file.size for file in wave.files if file.source == name)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+
+from ray_profile.errors import FileRejected
 
 BLOCK_BYTES = 16 << 20  # parsed at once; a parsed block takes several times as much memory
 BLOCK_ROWS = 100_000
@@ -66,3 +70,22 @@ def unreadable(frame: pl.DataFrame, numbers: pl.Series, bad: pl.Series) -> Block
     raws = [" | ".join("" if value is None else str(value) for value in row) for row in frame.filter(bad).iter_rows()]
     broken = [(int(row), "text_encoding", raw) for row, raw in zip(numbers.filter(bad), raws, strict=True)]
     return Block(frame.filter(~bad), numbers.filter(~bad), broken_rows(broken))
+
+
+def with_plain_decimals(path: str, names: Sequence[str], columns: Sequence[Any]) -> dict[str, Any]:
+    """Arrow columns by name; decimals of more than 38 digits, for which Polars has no type, as text.
+
+    Raises `FileRejected` where they stand inside lists or structs.
+    """
+    out = {}
+    for name, column in zip(names, columns, strict=True):
+        if not pa.types.is_decimal256(column.type) and _has_decimal256(column.type):
+            reason = f"column {name!r} is {column.type}, which cannot be read; write its numbers with fewer digits"
+            raise FileRejected(path, reason)
+        out[name] = column.cast(pa.large_string()) if pa.types.is_decimal256(column.type) else column
+    return out
+
+
+def _has_decimal256(kind: pa.DataType) -> bool:
+    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    return pa.types.is_decimal256(kind) or any(map(_has_decimal256, inner))

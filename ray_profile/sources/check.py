@@ -11,7 +11,7 @@ import polars as pl
 import polars_hash as plh
 
 from ray_profile.config import Source
-from ray_profile.schema import EARLIEST_YEAR, KINDS, MAX_TEXT_CHARS, REASONS, ROWS
+from ray_profile.schema import EARLIEST_YEAR, KINDS, MAX_NUMBER, MAX_TEXT_CHARS, REASONS, ROWS
 from ray_profile.sources.clean import clean
 from ray_profile.sources.formats import Layout
 from ray_profile.sources.read import Chunk
@@ -62,7 +62,8 @@ def check(chunk: Chunk, source: Source, clock: datetime, seen: Seen) -> Checked:
     """Check every row of a chunk. `clock` is the plan's time (aware); `seen` is shared by the chunks of one range.
 
     A row that is wrong is quarantined even where it names no user. A quantity below 0 makes a purchase a return of so
-    many pieces; of another kind it is unreadable. A quantity of 0 says nothing about pieces and becomes null.
+    many pieces; of another kind it is unreadable. A quantity of 0 (a coupon's line) stays 0: no piece, no spend, and of
+    an amount no price. A price or a quantity beyond schema.MAX_NUMBER is unreadable.
     """
     assert clock.tzinfo is not None, "the plan's clock names its zone"
     made = chunk.layout
@@ -85,7 +86,7 @@ def _contract(frame: pl.DataFrame, source: Source, made: Layout) -> pl.DataFrame
     empty = pl.Series([None], dtype=pl.String).new_from_index(0, frame.height)
     for name in ("id", "user_id", "item_id", "order_id", "place", "device"):
         columns[name] = identifiers(_one(frame, made.columns[name])) if name in made.columns else empty
-    times = resolve(frame[made.columns["ts"][0]], source, made)
+    times = resolve(_times(frame, made.columns["ts"]), source, made)
     columns |= {name: times[name] for name in ("ts", "hour", "weekday")} | {"_no_time": times["missing"]}
     columns |= _texts(frame, made)
     columns |= _numbers(frame, made)
@@ -94,13 +95,24 @@ def _contract(frame: pl.DataFrame, source: Source, made: Layout) -> pl.DataFrame
     returned = pl.col("kind").is_in(["purchase", "return"]) & (pl.col("quantity") < 0)
     return rows.with_columns(
         kind=pl.when(returned).then(pl.lit("return")).otherwise("kind"),
-        quantity=pl.when(returned).then(-pl.col("quantity")).when(pl.col("quantity") != 0).then("quantity"),
+        quantity=pl.when(returned | (pl.col("quantity") == 0)).then(pl.col("quantity").abs()).otherwise("quantity"),
     )
 
 
 def _one(frame: pl.DataFrame, names: tuple[str, ...]) -> pl.Series:
     """A column as it is, or several as one: an order may be known by its day and its number."""
     return frame[names[0]] if len(names) == 1 else joined(frame, names)
+
+
+def _times(frame: pl.DataFrame, names: tuple[str, ...]) -> pl.Series:
+    """The time as it is written, or a day and a time of the day as one text, "2024-03-01 10:00:00"."""
+    if len(names) == 1:
+        return frame[names[0]]
+    parts = [identifiers(frame[name]) for name in names]
+    # A day that was exported as a moment: its midnight is not the time.
+    days = [part.str.replace(r"[ T]00:00(?::00(?:\.0+)?)?$", "") for part in parts[:-1]]
+    whole = pl.select(pl.concat_str([*days, parts[-1]], separator=" ", ignore_nulls=True)).to_series()
+    return whole.set((whole == "").fill_null(False), None)
 
 
 def _texts(frame: pl.DataFrame, made: Layout) -> dict[str, pl.Series]:
@@ -121,8 +133,10 @@ def _numbers(frame: pl.DataFrame, made: Layout) -> dict[str, pl.Series]:
             numbers(column, signs=name in ("price", "amount")) if found else (nothing, never)
         )
     amount = out.pop("amount")
-    pieces = pl.select(pl.when(out["quantity"].abs() > 0).then(out["quantity"].abs()).otherwise(1.0)).to_series()
-    out["price"] = out["price"].fill_null(amount.abs() / pieces) if "amount" in made.columns else out["price"]
+    if "amount" in made.columns:
+        pieces = out["quantity"].abs().fill_null(1.0)
+        each = amount.abs() / pieces.set(pieces == 0, None)
+        out["price"] = out["price"].fill_null(each)
     out["rating"] = out["rating"].cast(pl.Float32)
     return out
 
@@ -145,6 +159,7 @@ def _reasons(rows: pl.DataFrame, latest: datetime) -> pl.Series:
     """The first reason of schema.REASONS that applies, else null."""
     kind, text, rating = pl.col("kind"), pl.col("text"), pl.col("rating")
     earliest = pl.datetime(EARLIEST_YEAR, 1, 1, time_zone="UTC")
+    vast = pl.any_horizontal(pl.col("price", "quantity").abs() > MAX_NUMBER)
     lives_by_text = (kind == "search") | ((kind == "review") & rating.is_null())
     wrong = {
         "time_missing": pl.col("_no_time"),
@@ -155,7 +170,9 @@ def _reasons(rows: pl.DataFrame, latest: datetime) -> pl.Series:
         "text_missing": lives_by_text & text.is_null() & ~pl.col("_long"),
         "text_length": pl.col("_long"),
         "kind_unknown": kind.is_null(),
-        "number_unreadable": pl.any_horizontal("_bad_quantity", "_bad_price", "_bad_amount") | (pl.col("quantity") < 0),
+        "number_unreadable": pl.any_horizontal("_bad_quantity", "_bad_price", "_bad_amount")
+        | (pl.col("quantity") < 0)
+        | vast,
         "item_missing": ~kind.is_in(["search", "review"]) & pl.col("item_id").is_null(),
     }
     assert set(wrong) < set(REASONS)

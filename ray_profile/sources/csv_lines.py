@@ -184,7 +184,7 @@ def _slowly(
 
 
 def _records(stream: BinaryIO, width: int, delimiter: str) -> Iterator[tuple[list[str] | None, str]]:
-    """The fields of each record, or None and its text where it is broken."""
+    """The fields of each record, or None and its text where it is broken. Lines end as they do for Arrow's parser."""
     ahead: deque[str] = deque()
     while True:
         used: list[str] = []
@@ -193,9 +193,12 @@ def _records(stream: BinaryIO, width: int, delimiter: str) -> Iterator[tuple[lis
         def lines(used: list[str] = used) -> Iterator[str]:
             nonlocal is_open
             while len(used) < _OPEN_LINES:
-                line = ahead.popleft() if ahead else stream.readline().decode("utf-8", "surrogateescape")
-                if not line:
+                if not ahead:
+                    read = stream.readline().splitlines(keepends=True)  # a lone carriage return ends a line, too
+                    ahead.extend(line.decode("utf-8", "surrogateescape") for line in read)
+                if not ahead:
                     break
+                line = ahead.popleft()
                 used.append(line)
                 yield line
             is_open = True  # the parser asks for another line only inside quotes

@@ -54,10 +54,34 @@ def _follows(match: re.Match[str], words: re.Pattern[str]) -> bool:
     return words.search(match.string, max(0, start - 30), start) is not None
 
 
-#: Words before a run of digits that is no telephone number, card or address of a computer.
-_CODE = re.compile(
-    r"(?i)(?:isbn|asin|sku|upc|ean|model|item|order|serial|tracking|订单|单号|编号|型号|货号|条码|[/=_&])[^0-9]{0,8}$"
+_SAID = r"(?:[ \-]?(?:numbers?|num|no\.?|nr\.?|id|号码|编号|号|码))"
+_RIGHT_BEFORE = r"(?:[ \-]?(?:is|was|是|为))?[ :.#(\-]{0,3}$"
+_OF_GOODS = r"(?:(?<![a-z])(?:isbn|asin|sku|upc|ean)|(?<!下)单号|型号|货号|条码)"  # "I mean 139...", "下单号码139..."
+_THINGS = r"(?:(?<![a-z])(?:model|item|order|serial|tracking)|订单)"
+#: Words that announce the number right after them as no telephone's: "order 4155552671".
+_CODE = re.compile(rf"(?i)(?:{_OF_GOODS}|{_THINGS}|编号){_SAID}{{0,2}}{_RIGHT_BEFORE}")
+#: Those that do so even for one that looks like a Chinese mobile number: "订单号:19512345678", not "order 19512345678".
+_SURE_CODE = re.compile(rf"(?i)(?:{_OF_GOODS}|{_THINGS}{_SAID}){_SAID}{{0,2}}{_RIGHT_BEFORE}")
+#: What a number is glued to in a web address, in a query, in a path from the root, in a file's name.
+_ADDRESS_CHARS = 200
+_NO_ADDRESS = re.compile(r"[^A-Za-z0-9\-._~/?#=&;%+:]")
+_IN_ADDRESS = re.compile(
+    r"(?i)[a-z]://|www\.|[a-z0-9]\.(?:com|cn|net|org|edu|gov|co|io|me|info|biz|shop|store|top|cc|tv|de|fr|uk|jp|hk|tw|eu)"
+    r"(?::[0-9]{1,5})?[/?]|[?&;][a-z_][a-z0-9_]*=$|[a-z0-9]_$"
 )
+_IN_PATH = re.compile(r"\s(?:/[A-Za-z0-9._~\-]+){2,}/$")
+_PHONE_FIELD = re.compile(r"(?i)(?:phone|tel|mobile|cell|whatsapp|wechat|weixin|wx|wa\.me)[/=_:]$")
+
+
+def _in_address(match: re.Match[str]) -> bool:
+    """Whether the candidate is part of an address or a file's name, and not as a field called "phone" or the like."""
+    start = match.start("n")
+    before = " " + match.string[max(0, start - _ADDRESS_CHARS) : start]
+    glued = _NO_ADDRESS.split(before)[-1]
+    found = _IN_ADDRESS.search(glued) or _IN_PATH.search(before)
+    return bool(found) and not glued.endswith(":") and not _PHONE_FIELD.search(glued)
+
+
 _VERSION = re.compile(r"(?i)(?:\bv|version|firmware|driver|release|build|版本|固件|系统)[^0-9]{0,10}$")
 _ADDRESS = re.compile(r"(?i)(?:\bip|address|host|server|地址|服务器)[^0-9]{0,10}$")
 
@@ -152,7 +176,8 @@ def _is_cn_mobile(match: re.Match[str]) -> int:
     groups = tuple(len(group) for group in re.findall("[0-9]+", match["core"]))
     separators = set(re.findall("[^0-9]", match["core"]))  # two kinds: a model and years, "F150 2004-2008"
     good = groups in _MOBILE_GROUPS and len(separators) < 2
-    return _whole(match) if good and not _follows(match, _CODE) else 0
+    coded = _follows(match, _SURE_CODE) or _in_address(match)
+    return _whole(match) if good and not coded else 0
 
 
 _NANP_FORM = re.compile(
@@ -164,7 +189,7 @@ _IN_A_LIST = re.compile(r"[A-Za-z]$|[0-9] $")  # "N223-347 3200", "770 870 970 1
 def _is_nanp(match: re.Match[str]) -> int:
     if _NANP_FORM.match(match["n"]):
         return _whole(match)
-    listed = _follows(match, _IN_A_LIST) or _follows(match, _CODE)
+    listed = _follows(match, _IN_A_LIST) or _follows(match, _CODE) or _in_address(match)
     return _whole(match) if not listed and _possible(match["core"], "US", strict=True) else 0
 
 

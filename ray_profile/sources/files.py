@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import fsspec
 
 from ray_profile.config import Source
 from ray_profile.errors import SourceError, StorageError
+
+#: Files that have bytes whatever they hold, so that an empty one is damaged. An empty text is merely not written yet.
+NEVER_EMPTY = (".parquet", ".gz")
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -20,7 +26,7 @@ class SourceFile:
     """One file as it was listed: `tag` is the ETag on S3 and the modification time in nanoseconds on this machine."""
 
     source: str
-    path: str  # absolute, or a full s3:// URL
+    path: str  # absolute and without links, so that a file has one; or a full s3:// URL
     size: int  # bytes
     tag: str
 
@@ -42,7 +48,8 @@ def expand(name: str, source: Source) -> list[SourceFile]:
 
     `*`, `?` and `[..]` match inside one folder, `**` any number of folders, and a folder stands for all files in it.
     Hidden files are left out: a name that begins with `.`, or with `_` (as Spark's `_SUCCESS`), unless the path
-    spells that beginning. Raises `StorageError` where the store refuses, has no such bucket or does not answer.
+    spells that beginning. So is what is no file: a link to nothing, a pipe.
+    Raises `StorageError` where the store refuses, has no such bucket or does not answer.
     """
     found: dict[str, SourceFile] = {}
     for path in source.paths:
@@ -70,9 +77,22 @@ def _expand_one(name: str, path: str) -> list[SourceFile]:
             tag = str(info.get("ETag", info.get("LastModified", ""))).strip('"')
             files.append(SourceFile(name, str(fs.unstrip_protocol(at)), int(info["size"]), tag))
         else:
-            stat = Path(at).stat()
-            files.append(SourceFile(name, at, stat.st_size, str(stat.st_mtime_ns)))
+            stat = _stat(at)
+            if stat is None:
+                continue
+            files.append(SourceFile(name, os.path.realpath(at), stat.st_size, str(stat.st_mtime_ns)))
     return files
+
+
+def _stat(at: str) -> os.stat_result | None:
+    """None for what is no file, or not any more: a link to nothing or to itself, a pipe, a folder behind a link."""
+    try:
+        found = Path(at).stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise StorageError(_why(at, error)) from error
+    return found if S_ISREG(found.st_mode) else None
 
 
 def _listed(fs: fsspec.AbstractFileSystem, inner: str) -> list[tuple[str, dict[str, Any]]]:

@@ -8,6 +8,7 @@ what its format says.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -18,6 +19,9 @@ from ray_profile.schema import ITEMS, ROWS
 
 #: What only describes the item: an event source that carries one of these is an implicit catalogue too.
 ITEM_COLUMNS = ("item_title", "categories", "category", "brand", "attributes")
+
+#: What may stand between the fields of a CSV.
+DELIMITERS = ";\t|,"
 
 _OF_AN_ITEM = {*ITEMS.names, *ITEM_COLUMNS}
 
@@ -50,11 +54,17 @@ class Layout:
 
 
 def layout(
-    source: Source, names: Sequence[str], name: str = "X", file: str = "the file", sparse: bool = False
+    source: Source,
+    names: Sequence[str],
+    name: str = "X",
+    file: str = "the file",
+    sparse: bool = False,
+    begins: bool = True,
 ) -> Layout:
     """The layout of a file with these column names.
 
-    `name` and `file` are for messages. `sparse` says that a column may be absent because no row fills it (JSON lines).
+    `name` and `file` are for messages. `sparse` says that a column may be absent because no row fills it (JSON lines):
+    it is then read as null, but at the beginning of a file (`begins`) a time must be there, and no near name.
     Raises `ConfigError` for an unknown format or contract column and `SourceError` for a column that the file lacks.
     """
     made = _format(source, name)(names, source)
@@ -70,8 +80,10 @@ def layout(
         time_unit=source.time_unit or made.time_unit,
     )
     present = made.header or names
-    _check_present(made, own, present, sparse, f"{file}", name)
-    kept = {key: tuple(n for n in names_ if n in present or key in own) for key, names_ in made.columns.items()}
+    if begins or not sparse:
+        _check_present(made, own, names, sparse, file, name)
+    always = {*own, *(made.required if sparse else ())}
+    kept = {key: tuple(n for n in names_ if key in always or n in present) for key, names_ in made.columns.items()}
     made = replace(made, columns={key: names_ for key, names_ in kept.items() if names_})
     if not made.items and made.kind is None and "kind" not in made.columns:
         if "rating" not in made.columns:
@@ -133,24 +145,29 @@ def _check_map(source: Source, name: str) -> None:
 
 
 def _check_present(
-    made: Layout, own: Mapping[str, tuple[str, ...]], present: Sequence[str], sparse: bool, file: str, name: str
+    made: Layout, own: Mapping[str, tuple[str, ...]], names: Sequence[str], sparse: bool, file: str, name: str
 ) -> None:
-    for key, names in made.columns.items():
-        missing = [column for column in names if column not in present]
-        if key in own and missing:
-            # A JSON field that no row of a file fills is absent from it; a misspelt one lies close to a real one.
+    present = made.header or names
+    for key, columns in made.columns.items():
+        missing = [column for column in columns if column not in present]
+        needed = bool(missing) if key in own else key in made.required and len(missing) == len(columns)
+        if not needed:
+            continue
+        # A JSON field that no row of a file fills is absent from it; a misspelt one lies close to a real one.
+        if sparse and (key == "user_id" or (key in own and key != "ts")):
             unmapped = [column for column in present if column not in made.needed]
-            close = difflib.get_close_matches(missing[0], unmapped, n=1, cutoff=0.8)
-            if sparse and key not in ("user_id", "ts") and not close:
+            if not difflib.get_close_matches(missing[0], unmapped, n=1, cutoff=0.8):
                 continue
-            raise SourceError(_lacks(file, missing[0], present, name))
-        if key in made.required and len(missing) == len(names):
-            raise SourceError(_lacks(file, names[0], present, name))
+        raise SourceError(_lacks(file, missing[0], names, name))
 
 
-def _lacks(file: str, column: str, present: Sequence[str], name: str) -> str:
-    has = ", ".join(present[:40]) + (", ..." if len(present) > 40 else "")
-    return f"{file} has no column {column!r}; it has {has}; map it under [sources.{name}.columns]"
+def _lacks(file: str, column: str, names: Sequence[str], name: str) -> str:
+    has = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
+    delimiter = next((each for each in DELIMITERS if len(names) == 1 and each in names[0]), None)
+    step = f"map it under [sources.{name}.columns]"
+    if delimiter is not None:
+        step = f"if its fields stand between {delimiter!r}, set sources.{name}.delimiter = {json.dumps(delimiter)}"
+    return f"{file} has no column {column!r}; it has {has}; {step}"
 
 
 def _pick(names: Sequence[str], *alternatives: str) -> tuple[str, ...]:

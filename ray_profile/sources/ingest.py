@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,7 +17,7 @@ from ray_profile.sources.check import Checked, Seen, check
 from ray_profile.sources.formats import ITEM_COLUMNS
 from ray_profile.sources.items import item_ids, items
 from ray_profile.sources.read import Chunk, Range, read
-from ray_profile.sources.redact import pseudonyms, redact, redact_distinct
+from ray_profile.sources.redact import pseudonyms, redact, redact_distinct, telling
 from ray_profile.sources.values import as_text, identifiers
 
 RAW_CHARS = 2_000  # of each text in a quarantined row; the rest stands in the source file
@@ -40,7 +40,9 @@ class Ingested:
 def ingest(
     range_: Range, source: Source, clock: datetime, key: bytes | None, redact_text: bool = True
 ) -> Iterator[Ingested]:
-    """The rows of a range, block by block: checked, cleaned, redacted, users as pseudonyms (`key` None: unchanged).
+    """The rows of a range, block by block: checked, cleaned, redacted, ids that tell whose a row is as pseudonyms.
+
+    Without a key, ids are unchanged.
 
     `rows_read` is always rows + quarantined + anonymous. A quarantined row is kept as JSON of the columns that were
     read, its text redacted and its user a pseudonym; a line that cannot be parsed is redacted text, or, where there
@@ -51,7 +53,7 @@ def ingest(
         if chunk.layout.items:
             raise SourceError(f"[sources.{range_.file.source}] is a catalogue ({source.format}), it holds no events")
         checked = check(chunk, source, clock, seen)
-        rows = identified(_private(checked.good, key, redact_text))
+        rows = identified(_private(checked.good, chunk.layout.columns, key, redact_text))
         quarantined = _quarantine(range_, chunk, checked, key, redact_text)
         assert chunk.rows_read == rows.num_rows + checked.anonymous + quarantined.num_rows
         yield Ingested(rows, quarantined, chunk.rows_read, checked.anonymous)
@@ -105,9 +107,13 @@ def _field(rows: pl.DataFrame, name: str) -> pl.Expr:
     return column.fill_null("\x1bN")
 
 
-def _private(rows: pl.DataFrame, key: bytes | None, redact_text: bool) -> pl.DataFrame:
-    """Users and orders as pseudonyms (an order tells whose it is), and personal data out of free text."""
-    rows = rows.with_columns(pseudonyms(rows[name], key).alias(name) for name in ("user_id", "order_id"))
+def _private(
+    rows: pl.DataFrame, columns: Mapping[str, tuple[str, ...]], key: bytes | None, redact_text: bool
+) -> pl.DataFrame:
+    """Ids made of what tells whose a row is as pseudonyms, and personal data out of free text."""
+    secret = telling(columns)
+    named = [name for name in ("id", "user_id", "order_id") if secret.intersection(columns.get(name, ()))]
+    rows = rows.with_columns(pseudonyms(rows[name], key).alias(name) for name in named)
     if not redact_text:
         return rows
     rare = [redact_distinct(rows[name]).alias(name) for name in ("place", "device")]
@@ -158,7 +164,7 @@ def _raw(checked: Checked, chunk: Chunk, key: bytes | None, redact_text: bool) -
     for name in (*columns.get("title", ()), *columns.get("text", ())):
         text = _cut(as_text(bad[name]))
         bad = bad.with_columns((_redacted(text) if redact_text else text).alias(name))
-    secret = (*columns.get("user_id", ()), *columns.get("order_id", ()))
+    secret = telling(columns)
     for name in secret:
         bad = bad.with_columns(pseudonyms(identifiers(bad[name]), key).alias(name))
     return _as_json(_redacted_strings(bad, secret) if redact_text else bad)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import ast
 import json
 import re
+from itertools import chain
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
-from ray_profile.schema import ITEMS
+from ray_profile.schema import ITEMS, MAX_NUMBER
 from ray_profile.sources.clean import clean
 from ray_profile.sources.formats import Layout
-from ray_profile.sources.redact import redact_distinct
+from ray_profile.sources.redact import redact, redact_distinct
 from ray_profile.sources.values import as_text, identifiers, joined, numbers
 
 MAX_ATTRIBUTE_CHARS = 40  # longer values are sentences, which nobody names
@@ -31,7 +32,8 @@ def items(frame: pl.DataFrame, made: Layout) -> pa.Table:
     """The distinct items that rows describe, as a table of schema.ITEMS in the order of the rows they come from.
 
     Of a catalogue the last row of an item counts, of an event file the first; rows without an id describe none. The
-    title is the catalogue's `title`, an event file's `item_title`. A price that cannot be read is null.
+    title is the catalogue's `title`, an event file's `item_title`. A price that cannot be read, or beyond
+    schema.MAX_NUMBER, is null. Personal data goes out of every text: sellers write telephone numbers anywhere.
     """
     ids = item_ids(frame, made).alias("item_id")
     rows = pl.DataFrame(ids).with_row_index("at").filter(pl.col("item_id").is_not_null())
@@ -45,12 +47,13 @@ def _described(frame: pl.DataFrame, ids: pl.Series, made: Layout) -> pl.DataFram
     category = has.get("categories") or has.get("category", ())
     nothing = pl.Series([None], dtype=pl.String).new_from_index(0, frame.height)
     price = numbers(frame[has["price"][0]], signs=True)[0] if "price" in has else nothing.cast(pl.Float64)
+    price = price.set((price.abs() > MAX_NUMBER).fill_null(False), None)
     return pl.DataFrame(
         {
             "item_id": ids,
             "title": redact_distinct(clean(joined(frame, title))) if title else nothing,
             "categories": _lists(frame, category, _path),
-            "brand": identifiers(joined(frame, has["brand"])) if "brand" in has else nothing,
+            "brand": redact_distinct(identifiers(joined(frame, has["brand"]))) if "brand" in has else nothing,
             "price": price,
             "attributes": _lists(frame, has.get("attributes", ()), _values),
         }
@@ -58,15 +61,18 @@ def _described(frame: pl.DataFrame, ids: pl.Series, made: Layout) -> pl.DataFram
 
 
 def _lists(frame: pl.DataFrame, names: tuple[str, ...], parse: Any) -> pl.Series:
-    """Each row's values as a list, of several columns one after the other; null where there is none.
+    """Each row's values as a list, redacted, of several columns one after the other; null where there is none.
 
-    Only the distinct values of a column are parsed, which for categories are few.
+    Only the distinct values of a column are parsed and redacted, which for categories are few.
     """
     columns = []
     for name in names:
         text = as_text(frame[name])
         values = text.unique().drop_nulls()
-        lists = pl.Series([parse(value) or None for value in values], dtype=pl.List(pl.String))
+        parsed = [parse(value) for value in values]
+        words = pl.Series(list(dict.fromkeys(chain.from_iterable(parsed))), dtype=pl.String)
+        safe = dict(zip(words, redact(words), strict=True))
+        lists = pl.Series([[safe[word] for word in each] or None for each in parsed], dtype=pl.List(pl.String))
         known = pl.DataFrame({"text": values, "list": lists})
         columns.append(pl.DataFrame({"text": text}).join(known, on="text", how="left", maintain_order="left")["list"])
     if not columns:
@@ -83,7 +89,7 @@ def _decode(text: str) -> Any:
         return text
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_profile.errors import FileRejected, StorageError
+from ray_profile.sources.blocks import with_plain_decimals
 from ray_profile.sources.csv_lines import distinct
 from ray_profile.sources.files import SourceFile, filesystem
 from ray_profile.sources.json_lines import keys, parse_json
@@ -140,7 +141,9 @@ def _parquet(file: SourceFile, stream: BinaryIO) -> Peek:
         empty = parquet.schema_arrow.empty_table()
         batch: Any = next(parquet.iter_batches(SAMPLE_ROWS), None)
         table = empty if batch is None else pa.Table.from_batches([batch])
-        frame = pl.from_arrow(table)
+        if len(set(table.column_names)) < table.num_columns:
+            raise FileRejected(file.path, "has columns of one name; write the file with distinct names")
+        frame = pl.from_arrow(pa.table(with_plain_decimals(file.path, table.schema.names, table.columns)))
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:200]
         raise FileRejected(file.path, f"is no whole Parquet file ({reason}); write it again") from error

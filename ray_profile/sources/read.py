@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_profile.config import Source
-from ray_profile.errors import ConfigError, FileRejected, StorageError
-from ray_profile.sources.blocks import BLOCK_ROWS, Block, decoded, numbered
+from ray_profile.errors import FileRejected, SourceError, StorageError
+from ray_profile.sources.blocks import BLOCK_ROWS, Block, decoded, numbered, with_plain_decimals
 from ray_profile.sources.csv_lines import distinct, first_record, parse_csv
-from ray_profile.sources.files import SourceFile, filesystem
+from ray_profile.sources.files import NEVER_EMPTY, SourceFile, filesystem
 from ray_profile.sources.formats import Layout, layout
-from ray_profile.sources.json_lines import keys, line_blocks, parse_json
+from ray_profile.sources.json_lines import Keys, line_blocks, parse_json
 
 RANGE_BYTES = 64 << 20
 _HEAD_BYTES = 1 << 20
@@ -86,12 +86,14 @@ class Chunk(Block):
 
 
 def ranges(file: SourceFile, source: Source) -> list[Range]:
-    """The ranges of a file, in order; none for a file of no bytes.
+    """The ranges of a file, in order; none for a text of no bytes.
 
     A Parquet file has one a row group, a text file one each 64 MiB where rows end at newlines for certain (JSON lines;
     CSV with `multiline = false`), any other one in all. Raises `FileRejected` for a truncated or changed file.
     """
     if file.size == 0:
+        if file.path.lower().endswith(NEVER_EMPTY):
+            raise FileRejected(file.path, "is empty, which no Parquet or gzip file is; write it again")
         return []
     with _opened(file, _SEEK_BYTES) as stream:
         packed = _is_gzip(file, stream)
@@ -259,14 +261,21 @@ def _parquet(file: SourceFile, stream: BinaryIO) -> pq.ParquetFile:
 def _read_parquet(range_: Range, source: Source, stream: BinaryIO) -> Iterator[Chunk]:
     file = range_.file
     parquet = _parquet(file, stream)
-    made = layout(source, parquet.schema_arrow.names, file.source, Path(file.path).name)
+    names = parquet.schema_arrow.names
+    made = layout(source, names, file.source, Path(file.path).name)
+    for name in made.needed:
+        if names.count(name) > 1:
+            raise SourceError(
+                f"{Path(file.path).name} has {names.count(name)} columns named {name!r}, so that nobody knows which "
+                f"one [sources.{file.source}] means; write the file with distinct names"
+            )
     groups = range(parquet.num_row_groups) if range_.row_group is None else [range_.row_group]
     row = range_.start
     for group in groups:
         try:
             rows = _batch_rows(parquet, group, made.needed)
             for batch in parquet.iter_batches(rows, [group], made.needed):
-                yield Chunk(**vars(_arrow_block(batch, row)), layout=made)
+                yield Chunk(**vars(_arrow_block(file, batch, row)), layout=made)
                 row += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, FileNotFoundError) or _is_expired(error) or _is_of_the_store(error):
@@ -282,16 +291,16 @@ def _batch_rows(parquet: pq.ParquetFile, group: int, columns: list[str]) -> int:
     return max(1, min(BLOCK_ROWS, _BATCH_BYTES * max(metadata.num_rows, 1) // max(size, 1)))
 
 
-def _arrow_block(batch: pa.RecordBatch, first: int) -> Block:
-    columns = []
-    for column in batch.columns:
+def _arrow_block(file: SourceFile, batch: pa.RecordBatch, first: int) -> Block:
+    columns = with_plain_decimals(file.path, batch.schema.names, batch.columns)
+    for name, column in columns.items():
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             try:
                 column.validate(full=True)  # readers do not check that text is UTF-8
             except pa.ArrowInvalid:
-                column = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
-        columns.append(column)
-    frame = pl.from_arrow(pa.RecordBatch.from_arrays(columns, names=batch.schema.names))
+                is_large = pa.types.is_large_string(column.type)
+                columns[name] = column.cast(pa.large_binary() if is_large else pa.binary())
+    frame = pl.from_arrow(pa.RecordBatch.from_pydict(columns))
     assert isinstance(frame, pl.DataFrame)
     return decoded(frame, numbered(first, batch.num_rows))
 
@@ -301,17 +310,18 @@ def _read_json(range_: Range, source: Source, stream: BinaryIO) -> Iterator[Chun
     whole = range_.start == 0 and range_.end == file.size  # then the end is the stream's, which a gzip moves
     length = stream.seek(0, io.SEEK_END) if whole else range_.end - range_.start
     stream.seek(range_.start)
-    made: Layout | None = None
+    fields = Keys()
     row = 0
     for block in line_blocks(stream, length):
         if row == 0 and range_.start == 0:
             block = _plain_text(file, block)
             if block.lstrip().startswith(b"["):
                 raise FileRejected(file.path, "is one JSON array; write one object a line (`jq -c '.[]'` does it)")
-        if made is None:
-            if not block.strip():
-                continue
-            made = layout(source, keys(block[:_HEAD_BYTES]), file.source, Path(file.path).name, sparse=True)
+        if row == 0 and not block.strip():
+            continue
+        fields.see(block)
+        begins = row == 0 and range_.start == 0
+        made = layout(source, fields, file.source, Path(file.path).name, sparse=True, begins=begins)
         parsed = parse_json(block, row, made.needed)
         row += parsed.rows_read
         yield Chunk(**vars(parsed), layout=made)
@@ -320,8 +330,6 @@ def _read_json(range_: Range, source: Source, stream: BinaryIO) -> Iterator[Chun
 def _read_csv(range_: Range, source: Source, stream: BinaryIO) -> Iterator[Chunk]:
     file = range_.file
     delimiter = "\t" if source.delimiter == "," and ".tsv" in Path(file.path).suffixes else source.delimiter
-    if len(delimiter.encode()) != 1:
-        raise ConfigError(f"sources.{file.source}.delimiter = {delimiter!r} is not one ASCII character")
     stream.seek(0)
     raw = stream.read(_HEAD_BYTES)
     head = _plain_text(file, raw)

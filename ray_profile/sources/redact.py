@@ -11,7 +11,7 @@ import hmac
 import re
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import polars as pl
 import polars_hash as plh
@@ -95,6 +95,14 @@ def redact_distinct(texts: pl.Series) -> pl.Series:
     distinct = texts.unique()
     known = pl.DataFrame({"text": distinct, "clean": redact(distinct)})
     return pl.DataFrame({"text": texts}).join(known, on="text", how="left", maintain_order="left")["clean"]
+
+
+def telling(columns: Mapping[str, tuple[str, ...]]) -> set[str]:
+    """Of a map from contract columns to a file's: the file's columns that tell whose a row is, by user or by order.
+
+    With a key, none of their values is stored, and every id that is made of one (also a row's own) is a pseudonym.
+    """
+    return {*columns.get("user_id", ()), *columns.get("order_id", ())}
 
 
 def pseudonyms(users: pl.Series, key: bytes | None) -> pl.Series:

@@ -18,7 +18,7 @@ from ray_profile.sources.files import SourceFile
 from ray_profile.sources.items import item_ids, items
 from ray_profile.sources.peek import peek
 from ray_profile.sources.read import Chunk, Range, ranges, read
-from ray_profile.sources.redact import pseudonyms, redact
+from ray_profile.sources.redact import pseudonyms, redact, telling
 from ray_profile.sources.values import identifiers
 
 MAX_FILES = 64  # whose ranges are listed; on S3 each costs a request or two
@@ -165,7 +165,7 @@ def _bad(
 ) -> pl.DataFrame:
     first = reasons.is_first_distinct()
     shown = frame.filter(first)
-    for name in chunk.layout.columns.get("user_id", ()):
+    for name in telling(chunk.layout.columns):
         shown = shown.with_columns(pseudonyms(identifiers(shown[name]), key).alias(name))
     raw = shown.with_columns(redact(column).alias(column.name) for column in shown if column.dtype == pl.String)
     line = raw.select(pl.struct(pl.all()).struct.json_encode().alias("raw")).to_series() if raw.width else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import polars as pl
 
 from ray_profile.config import Source
+from ray_profile.errors import ConfigError
 from ray_profile.sources.formats import Layout
 from ray_profile.sources.values import MISSING_WORDS, as_text
 
@@ -31,6 +33,9 @@ _FORMS = (
     "%Y%m%d %H:%M:%S",
     "%Y%m%d %H%M%S",
 )
+_PADDING = re.compile(r"%[-_0](?=[A-Za-z])")
+_HOURS = ("%H", "%I", "%k", "%l")
+_MINUTES = ("%M", "%T", "%R", "%X", "%c", "%r")
 _ZONE = r"\s*(Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$"
 _TIME_AND_ZONE = r"\d:\d{2}(?:[:.,]\d+)*" + _ZONE  # a zone follows a time: the -18 of 2014-11-18 is none
 
@@ -166,18 +171,27 @@ def _nothing(rows: int) -> tuple[pl.Series, pl.Series]:
 
 
 def _by_format(text: pl.Series, form: str) -> tuple[pl.Series, pl.Series]:
+    plain = _PADDING.sub("%", form)  # padding is a matter of writing
+    if any(hour in plain for hour in _HOURS) and not any(minute in plain for minute in _MINUTES):
+        text, plain = "00|" + text, "%M|" + plain  # chrono wants minutes
+    try:
+        return _by_plain_format(text, plain)
+    except pl.exceptions.ComputeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"time_format = {form!r} cannot be read ({reason}); mend it in its source") from error
+
+
+def _by_plain_format(text: pl.Series, form: str) -> tuple[pl.Series, pl.Series]:
     if "%z" in form or "%:z" in form or "%#z" in form:
         utc = text.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False)
         naive = text.str.replace(r"\s*(?:Z|[+-]\d{2}:?\d{2})\s*$", "")
         local = naive.str.to_datetime(_without_zone(form), time_unit="us", strict=False)
         local = local.fill_null(utc.dt.replace_time_zone(None))
         return local, (local - utc.dt.replace_time_zone(None)).dt.total_microseconds()
-    if not any(hour in form for hour in ("%H", "%I", "%T", "%R", "%X", "%c", "%s", "%k", "%l", "%r")):
-        written = text.str.to_date(form, strict=False).cast(pl.Datetime("us"))
-    elif "%H" in form and not any(minute in form for minute in ("%M", "%T", "%R")):
-        written = (text + "|00").str.to_datetime(form + "|%M", time_unit="us", strict=False)  # chrono wants minutes
-    else:
+    if any(sign in form for sign in (*_HOURS, *_MINUTES, "%s")):
         written = text.str.to_datetime(form, time_unit="us", strict=False)
+    else:
+        written = text.str.to_date(form, strict=False).cast(pl.Datetime("us"))
     return _clipped(written), _nothing(len(text))[1]
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from ray_profile.errors import ChangedFileError, RootError
+from ray_profile.sources.files import NEVER_EMPTY
 
 Kind = Literal["fold", "compact", "erase"]
 
@@ -99,7 +101,10 @@ class PastWave:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run has to do, and what it leaves alone. Every listed file is in exactly one of the three."""
+    """What a run has to do, and what it leaves alone. Every listed file that has bytes is in exactly one of the three.
+
+    A text of no bytes is not written yet: it is in none of them, and planned once it has some.
+    """
 
     waves: tuple[Wave, ...]
     folded: tuple[PlannedFile, ...]  # in the states already
@@ -128,8 +133,9 @@ def make_plan(
 
     A larger file is a wave of its own. Files of `replaceable` sources (catalogues) may change: they are read again.
     They and the `describing` sources, whose rows say what their items are, come first.
-    Raises `ChangedFileError` for any other folded file whose size or tag differs, and `RootError` for a digest that
-    must not change or a source that was renamed.
+    A file of the name, size and tag of a folded one that is no longer listed is that one, moved with its folder.
+    Raises `ChangedFileError` for any other folded file whose size or tag differs, or that seems to be renamed, and
+    `RootError` for a digest that must not change or a source that was renamed.
     """
     assert clock.tzinfo is not None, "the clock must carry its zone"
     # Whoever describes items comes first: however small the waves are, no row is folded before its item is known.
@@ -142,14 +148,23 @@ def make_plan(
     check_digests(past, digests)
     known = _history(past)
     owners = {path: source for source, path in known}
+    gone: dict[tuple[str, int, str], dict[str, _Past]] = defaultdict(dict)
+    for key, past_file in known.items():
+        if past_file.rejected is None and key not in listed:
+            gone[_mark(past_file.file)][_name(past_file.file)] = past_file
     new: list[PlannedFile] = []
     folded: list[PlannedFile] = []
     rejected: list[RejectedFile] = []
     for file in files:
         before = known.get((file.source, file.path))
+        if _is_unwritten(file) and (before is None or before.rejected is not None or file.source in replaceable):
+            continue
         if before is None:
             _check_source(file, owners.get(file.path, file.source), listed)
-            new.append(file)
+            alike = gone.get(_mark(file), {})
+            if alike and _name(file) not in alike:
+                raise _renamed(next(iter(alike.values())), file)
+            (folded if alike else new).append(file)
         elif before.rejected is not None and (before.file != file or before.rejected.transient):
             new.append(file)
         elif before.rejected is not None:
@@ -171,7 +186,7 @@ def _history(past: Sequence[PastWave]) -> dict[tuple[str, str], _Past]:
     known: dict[tuple[str, str], _Past] = {}
     for each in sorted(past, key=lambda each: each.wave.number):
         rejected = {(file.source, file.path): file for file in each.rejected}
-        for file in each.wave.files:
+        for file in (file for file in each.wave.files if not _is_unwritten(file)):  # of which nothing was folded
             known[file.source, file.path] = _Past(file, each.wave, rejected.get((file.source, file.path)))
     return known
 
@@ -198,6 +213,25 @@ def _check_source(file: PlannedFile, owner: str, listed: Collection[tuple[str, s
             f"{file.path} is folded in as a file of source {owner!r}, which no longer lists it, and now belongs to "
             f"{file.source!r}; give the source its old name back, or build into a new root"
         )
+
+
+def _is_unwritten(file: PlannedFile) -> bool:
+    return file.size == 0 and not file.path.lower().endswith(NEVER_EMPTY)
+
+
+def _mark(file: PlannedFile) -> tuple[str, int, str]:
+    return file.source, file.size, file.tag
+
+
+def _name(file: PlannedFile) -> str:
+    return file.path.rsplit("/", 1)[-1]
+
+
+def _renamed(before: _Past, file: PlannedFile) -> ChangedFileError:
+    return ChangedFileError(
+        f"{file.path} has the size and tag of {before.file.path}, which wave {before.wave.number} folded in and which "
+        "is gone: its rows would count twice. Give it its old name back; if it is another file, write it anew"
+    )
 
 
 def _changed(before: _Past, file: PlannedFile) -> ChangedFileError:

@@ -1,4 +1,4 @@
-"""A root: the folder or S3 prefix that holds every table, and the facts that are fixed when it is made.
+"""A root: the folder or S3 prefix that holds every table, and the facts that its first commit fixes.
 
 `Root` is small and travels to workers: it holds an address and facts, never keys. Keys, endpoint and region are read
 from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...) by whoever connects.
@@ -43,7 +43,7 @@ _MEND = {
 
 @dataclass(frozen=True)
 class RootFacts:
-    """What a root fixes at its creation, kept in `root/ray_profile.json`."""
+    """What is fixed for all that a root will ever hold, kept in `root/ray_profile.json`."""
 
     schema_version: int
     buckets: int
@@ -81,7 +81,7 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 class Root:
-    """An opened root. Make one with `Root.open` (creates it) or `Root.existing`."""
+    """An opened root: `Root.open` for a run that may be its first, `Root.existing` for what is there."""
 
     def __init__(self, address: str, facts: RootFacts) -> None:
         self.address = address
@@ -95,29 +95,41 @@ class Root:
 
     @classmethod
     def open(cls, address: str, facts: RootFacts) -> Root:
-        """Open the root, or make it with these facts where there is none. Two makers at once: both get the winner's.
+        """The root as a run with these facts sees it, whether anything is committed to it yet or not. Writes nothing.
 
-        Raises `RootError` where the root was made with other values, or has tables but no facts; `StorageError` where
+        Raises `RootError` where other facts are fixed, or where there are commits but no facts; `StorageError` where
         the store refuses or does not answer.
         """
         root = cls(normal(address), facts)
         found = root._facts()
-        if found is None:
-            if any(root.list("states", "_delta_log")):
+        if found is None and root._has_commits():
+            found = root._facts()  # a first run may have fixed them between the two looks
+            if found is None:
                 raise RootError(
                     f"{root.address} has a states table but no {FACTS_FILE}, so nobody knows how it was made; "
                     f"put {FACTS_FILE} back, or build into a new root"
                 )
-            root.create_json(dataclasses.asdict(facts), FACTS_FILE)
-            found = root._facts()
-            if found is None:
-                raise StorageError(f"{root.address}: {FACTS_FILE} was written but cannot be read back; run it again")
-        root._compare(found, facts)
+        if found is not None:
+            root._compare(found, facts)
         return root
+
+    def settle(self) -> None:
+        """Fix this root's facts, or make sure that they are those which are fixed: to be called before every commit.
+
+        So a run that commits nothing fixes nothing, and all that is ever committed was made with the same facts: of two
+        first runs with other ones, the later to come here commits nothing. Raises `RootError` then.
+        """
+        found = self._facts()
+        if found is None:
+            self.create_json(dataclasses.asdict(self.facts), FACTS_FILE)
+            found = self._facts()
+            if found is None:
+                raise StorageError(f"{self.address}: {FACTS_FILE} was written but cannot be read back; run it again")
+        self._compare(found, self.facts)
 
     @classmethod
     def existing(cls, address: str) -> Root:
-        """Open a root that somebody has made; its facts are those that it was made with."""
+        """Open a root that a run has committed to; its facts are those that are fixed."""
         address = normal(address)
         found = cls(address, RootFacts(0, 0, "", 0.0, None))._facts()
         if found is None:
@@ -126,7 +138,7 @@ class Root:
 
     @classmethod
     def exists(cls, address: str) -> bool:
-        """Whether somebody has made a root there."""
+        """Whether a run has committed to a root there."""
         return cls(normal(address), RootFacts(0, 0, "", 0.0, None))._facts() is not None
 
     def __repr__(self) -> str:
@@ -258,6 +270,11 @@ class Root:
             return json.loads(found)
         except ValueError as error:
             raise RootError(f"{self.uri(path)} is no valid JSON ({error}); restore it from a copy") from error
+
+    def _has_commits(self) -> bool:
+        """Whether the states have more than version 0, which a run makes before it has anything to commit."""
+        versions = (Path(entry.path).name[:20] for entry in self.list("states", "_delta_log"))
+        return any(version.isdigit() and int(version) > 0 for version in versions)
 
     def _facts(self) -> RootFacts | None:
         found = self.read_json(FACTS_FILE)

@@ -61,6 +61,7 @@ class Files(Protocol):
     def read_jsons(self, paths: Iterable[str]) -> list[Any | None]: ...
     def list(self, *parts: str) -> list[Listing]: ...
     def delete(self, paths: Iterable[str]) -> None: ...
+    def settle(self) -> None: ...
 
 
 class Version(Protocol):
@@ -232,8 +233,9 @@ class Writer:
 
         `facts` are further application ids that the commit carries, for the fuse to read.
 
-        Raises `FencedError`, then nothing of the wave is in the table, or `StorageError`, then the next run looks into
-        the log: whatever happened, it plans exactly the files that are not in the table.
+        Raises `FencedError`, or `RootError` where another first run has fixed other facts of the root: then nothing of
+        the wave is in the table. Or `StorageError`, then the next run looks into the log: whatever happened, it plans
+        exactly the files that are not in the table.
         """
         assert wave.kind == "fold", f"wave {wave.uuid} is a {wave.kind}"
         assert {(f.source, f.path) for f in rejected} <= {(f.source, f.path) for f in wave.files}, "rejected unplanned"
@@ -275,6 +277,7 @@ class Writer:
         assert wave.number == self.number + 1, f"wave {wave.uuid} was planned as number {wave.number}"
         assert all(_uuid_of(file.path) == wave.uuid for file in adds), f"a file without {wave.uuid} in its name"
         self.at("commit.before")
+        self._files.settle()
         self._claim.commit(wave.uuid, wave.number, act)
         self._own.discard(wave.uuid)
         self.at("commit.after")

@@ -29,7 +29,7 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
     taxonomy = Taxonomy.load(str(path))
     assert [tag.id for tag in taxonomy.tags] == ["sports", "outdoor"]
     assert taxonomy.tags[1].texts == ("户外: hiking and camping", "帐篷很轻")
-    assert taxonomy.tag_of_category == {"camping & hiking": "outdoor"}
+    assert taxonomy.tags[1].categories == ("Camping & Hiking",)
 
 
 def test_a_file_in_a_store_is_read_too() -> None:
@@ -88,12 +88,3 @@ def test_a_missing_or_unreadable_file_is_a_taxonomy_error(tmp_path: Path) -> Non
         Taxonomy.load(str(tmp_path / "latin.toml"))
     with pytest.raises(TaxonomyError, match="cannot be read"):
         Taxonomy.load(str(tmp_path))
-
-
-def test_categories_make_a_taxonomy_whatever_their_order() -> None:
-    names = ["Home & Garden", "书籍", "", "home_garden", "书籍"]
-    taxonomy = Taxonomy.of_categories(names)
-    assert [(tag.id, tag.name) for tag in taxonomy.tags] == [("home_garden", "Home & Garden"), ("书籍", "书籍")]
-    assert taxonomy.tag_of_category["home & garden"] == taxonomy.tag_of_category["home_garden"] == "home_garden"
-    assert taxonomy.digest == Taxonomy.of_categories(reversed(names)).digest
-    assert Taxonomy.of_categories([]).tags == ()

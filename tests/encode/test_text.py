@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from ray_profile.config import DEFAULT_ENCODER, Encoder
 from ray_profile.encode import place
 from ray_profile.encode.batches import batches
-from ray_profile.encode.text import TextEncoder, Tokenizer, readable_or_raise, resolve
+from ray_profile.encode.text import TextEncoder, Tokenizer, resolve
+from ray_profile.encode.tokens import Letters, readable_or_raise
 from ray_profile.errors import EncoderError
 
 ENGLISH = [
@@ -137,11 +138,11 @@ def test_a_vocabulary_that_cannot_read_the_corpus_is_refused(shared: Path) -> No
     reviews = pl.read_parquet(shared / "data/shopping_zh/reviews.parquet")["review"].drop_nulls()[:500]
     tokens = Tokenizer.load(Encoder()).tokenise(reviews)
     with pytest.raises(EncoderError, match=r"cannot read this text: \d\d% of [\d,]+ letters.*bge-small-zh-v1.5"):
-        readable_or_raise(DEFAULT_ENCODER, tokens.characters, tokens.unknown_characters)
+        readable_or_raise(DEFAULT_ENCODER, Letters(tokens.characters, tokens.unknown_characters))
     tokens = Tokenizer.load(e5(shared)).tokenise(reviews)
-    readable_or_raise("e5", tokens.characters, tokens.unknown_characters)
-    readable_or_raise("any", 0, 0)
-    readable_or_raise("any", 3, 1)
+    readable_or_raise("e5", Letters(tokens.characters, tokens.unknown_characters))
+    readable_or_raise("any", Letters())
+    readable_or_raise("any", Letters(3, 1))
 
 
 @pytest.fixture

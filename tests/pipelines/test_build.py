@@ -15,7 +15,7 @@ import pytest
 import tiny
 from equal import assert_equal_frames, assert_equal_roots, profiles_of, states_of
 
-from ray_profile.config import Config, load, parse
+from ray_profile.config import Config, Source, load, parse
 from ray_profile.errors import (
     ChangedFileError,
     ConfigError,
@@ -29,6 +29,7 @@ from ray_profile.errors import (
 from ray_profile.pipelines.build import Summary, build
 from ray_profile.pipelines.compact import compact
 from ray_profile.pipelines.lookup import profile_of, status_of
+from ray_profile.pipelines.run import listed
 from ray_profile.sources.redact import pseudonyms
 from ray_profile.sources.simulate import Shop
 from ray_profile.store.root import Root
@@ -94,6 +95,22 @@ def test_no_raw_user_id_and_no_planted_contact_is_stored(shop: Shop, built: Path
     assert b"@example" not in bodies
 
 
+def test_of_a_root_within_a_source_nothing_is_a_file_of_the_source(shop: Shop, tmp_path: Path) -> None:
+    mine = copied(shop, tmp_path / "shop")
+    root = mine.folder / "root"
+    run(tiny.config_of(mine, root))
+    assert {"states", "profiles", "items", "waves", "quarantine", "statistics"} <= {
+        path.name for path in root.iterdir()
+    }
+    (root / "items" / "mine.csv").touch()
+    around = Source(format="columns", paths=(f"{mine.folder}/**/*",))
+    for address in (str(root), f"{mine.folder}/../shop/root/"):
+        found = listed(Config(root=address, sources={"s": around}), "s")
+        names = [str(Path(file.path).relative_to(root)) for file in found if Path(file.path).is_relative_to(root)]
+        assert names == ["items/mine.csv"]
+        assert {str(path) for path in (*mine.reviews, *mine.events)} <= {file.path for file in found}
+
+
 def test_a_second_build_does_nothing_and_starts_neither_ray_nor_torch(shop: Shop, built: Path) -> None:
     script = (
         "import sys, json\n"
@@ -156,8 +173,9 @@ def test_a_profile_as_of_a_day_is_what_was_built_from_the_data_before_it(shop: S
         except UnknownUserError:
             continue
         built_then = profile_of(part, user, moment.isoformat())
-        for drop in ("bucket", "embedding", "text_vector"):
-            then.pop(drop, None), built_then.pop(drop, None)
+        assert then.keys() == built_then.keys()
+        for drop in ("embedding", "text_vector"):
+            then.pop(drop), built_then.pop(drop)
         assert then["last_ts"] < datetime.combine(moment, datetime.min.time(), tzinfo=then["last_ts"].tzinfo)
         assert_equal_frames(pl.DataFrame([then], strict=False), pl.DataFrame([built_then], strict=False))
         compared += 1
@@ -273,6 +291,25 @@ def test_the_run_that_commits_second_fails_and_changes_nothing(shop: Shop, built
     assert overtaken[0].waves == 1
     assert_equal_roots(tmp_path / "root", built, tiny.WIDTH)
     assert run(config).waves == 0
+
+
+def test_of_two_first_builds_with_other_facts_the_later_commits_nothing(shop: Shop, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    first = of_months(shop, root, 1)
+    other = first.model_copy(update={"state": first.state.model_copy(update={"buckets": 3})})
+    overtaken: list[Summary] = []
+
+    def at(step: str) -> None:
+        if step == "commit.before" and not overtaken:
+            overtaken.append(run(other))
+
+    with pytest.raises(RootError, match=r"buckets = 3, but this run has 4"):
+        run(first, at=at)
+    found = status_of(other)
+    assert (found["buckets"], found["waves"]) == (3, 1)
+    assert found["users"] == overtaken[0].users > 0
+    assert {file.bucket for file in Table(Root.existing(str(root)), "states").open().files()} <= {0, 1, 2}  # type: ignore[union-attr]
+    assert run(other).waves == 0
 
 
 def test_compaction_keeps_every_profile_and_the_next_build_goes_on(
@@ -420,3 +457,56 @@ def test_a_catalogue_of_which_too_much_is_broken_fails_the_wave(shop: Shop, tmp_
     mine.items.write_text(mine.items.read_text() + "no json at all\n" * 50)
     with pytest.raises(QuarantineLimitError, match=r"sources.items.*50 rows of the catalogue"):
         run(tiny.config_of(mine, tmp_path / "root"))
+
+
+def _reviews(path: Path, rows: list[tuple[str, int | None, str]], first_day: int) -> None:
+    """A file of (user, stars, text), a minute apart."""
+    start = 1_700_000_000_000 + first_day * 86_400_000
+    lines = [
+        {"user_id": user, "parent_asin": "i", "rating": stars, "timestamp": start + at * 60_000, "text": text}
+        for at, (user, stars, text) in enumerate(rows)
+    ]
+    path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+
+
+def _of_reviews(tmp_path: Path, root: str, paths: list[str], *overrides: str) -> Config:
+    files = json.dumps([str(tmp_path / path) for path in paths])
+    (tmp_path / "c.toml").write_text(f'[sources.reviews]\nformat = "amazon-2023"\npaths = {files}\n')
+    return load(tmp_path / "c.toml", [f"root={tmp_path}/{root}", *overrides])
+
+
+@pytest.mark.parametrize("wave_gb", [64, 1e-9])
+def test_reviews_without_stars_are_judged_alike_whenever_they_come(shop: Shop, tmp_path: Path, wave_gb: float) -> None:
+    said = {5: "lovely and wonderful, we are happy", 1: "broken junk! zzz xx !!!"}
+    _reviews(tmp_path / "1.jsonl", [(f"a{n}", stars, f"{said[stars]} {n}") for n in range(150) for stars in said], 0)
+    _reviews(tmp_path / "2.jsonl", [(f"b{n}", None, said[(1, 5)[n % 2]]) for n in range(30)], 40)
+    settings = (f"encoder.model={load(shop.config).encoder.model}", "encoder.dtype=float32", f"build.wave_gb={wave_gb}")
+    run(_of_reviews(tmp_path, "once", ["1.jsonl", "2.jsonl"], *settings))
+    run(_of_reviews(tmp_path, "days", ["1.jsonl"], *settings))
+    run(_of_reviews(tmp_path, "days", ["1.jsonl", "2.jsonl"], *settings))
+    for root in ("once", "days"):  # as of one day, with the statistics of all
+        run(_of_reviews(tmp_path, root, ["1.jsonl", "2.jsonl"], *settings), refresh=True)
+    felt = profiles_of(tmp_path / "once").filter(pl.col("user_id").str.starts_with("b"))["sentiment"].struct.unnest()
+    assert felt["source"].to_list() == ["probe"] * 30
+    assert (felt["positive"] > felt["negative"]).sum() == 15
+    assert_equal_roots(tmp_path / "days", tmp_path / "once", tiny.WIDTH)
+
+
+def test_a_few_words_in_another_script_do_not_stop_a_shop_whose_corpus_the_encoder_reads(tmp_path: Path) -> None:
+    english = "It stays in tune for a whole evening, and the case is sturdy"
+    _reviews(tmp_path / "1.jsonl", [(f"a{n}", 5, f"{english} {n}") for n in range(20)], 0)
+    _reviews(tmp_path / "2.jsonl", [("b", 5, "齲齒矯正鑷鉗")], 40)
+    run(_of_reviews(tmp_path, "root", ["1.jsonl"]))
+    assert run(_of_reviews(tmp_path, "root", ["1.jsonl", "2.jsonl"])).report.rows_folded == 1
+    _reviews(tmp_path / "3.jsonl", [(f"c{n}", 5, "颱風蕈褶孢鱗繖絨蓋牛肝菌" * (n + 1)) for n in range(20)], 50)
+    with pytest.raises(EncoderError, match="cannot read this text"):
+        run(_of_reviews(tmp_path, "root", ["1.jsonl", "2.jsonl", "3.jsonl"]))
+
+
+def test_items_that_a_failed_first_wave_left_are_encoded_anew_by_the_next(shop: Shop, tmp_path: Path) -> None:
+    with pytest.raises(QuarantineLimitError):
+        run(tiny.config_of(shop, tmp_path / "root", "sources.events.max_quarantine=0"))
+    assert list((tmp_path / "root" / "items").glob("**/*.parquet"))
+    for root in ("root", "fresh"):
+        run(tiny.config_of(shop, tmp_path / root, "encoder.prefix=query: "))
+    assert_equal_roots(tmp_path / "root", tmp_path / "fresh", tiny.WIDTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import tiny
 from equal import assert_equal_roots
 
 from ray_profile.config import parse
-from ray_profile.errors import ConfigError, QuarantineLimitError
+from ray_profile.errors import ConfigError, EncoderError, QuarantineLimitError
 from ray_profile.pipelines import buckets, rays, shuffle
 from ray_profile.pipelines.build import build
 from ray_profile.pipelines.compact import compact
@@ -39,6 +40,21 @@ def test_an_error_of_ours_in_a_worker_reaches_the_caller_as_itself(
     config["privacy"] = {"key_env": "SHOP_KEY"}
     with pytest.raises(ConfigError, match="SHOP_KEY"):
         build(parse(config), clock=tiny.CLOCK)
+
+
+def test_an_encoder_that_no_worker_can_load_reaches_the_caller_as_itself(
+    shop: Shop, encoder: Path, tmp_path: Path
+) -> None:
+    """Whether the first to need it encodes titles or reviews."""
+    broken = shutil.copytree(encoder, tmp_path / "encoder")
+    (broken / "model.safetensors").write_bytes(b"cut off")
+    (tmp_path / "reviews.csv").write_text("u,i,t,x\na,x,2024-01-01,a warm tone\n")
+    columns = {"user_id": "u", "item_id": "i", "ts": "t", "text": "x"}
+    source = {"format": "columns", "kind": "review", "paths": [f"{tmp_path}/reviews.csv"], "columns": columns}
+    config = tiny.config_of(shop, tmp_path / "root", f"encoder.model={broken}").model_dump()
+    for sources in (config["sources"], {"s": source}):
+        with pytest.raises(EncoderError, match="cannot be loaded"):
+            build(parse({**config, "taxonomy": {}, "sources": sources}), clock=tiny.CLOCK)
 
 
 def test_workers_that_die_at_every_stage_change_nothing(
@@ -92,6 +108,22 @@ def test_a_job_joins_the_cluster_that_ray_address_names(shop: Shop, built: Path,
     config = tiny.config_of(shop, tmp_path / "root")
     assert compact(config, max_files=0, clock=tiny.CLOCK).files_after > 0
     assert_equal_roots(tmp_path / "root", built, tiny.WIDTH)
+
+
+@pytest.mark.slow
+def test_a_mistake_that_a_worker_finds_is_one_line(tmp_path: Path) -> None:
+    """The same line as without Ray: no traceback, and none of Ray Data's advice."""
+    (tmp_path / "log.csv").write_text("u,i,t\na,x,2024-01-01\n")
+    columns = '{ user_id = "u", item_id = "i", ts = "when" }'
+    source = f'format = "columns"\nkind = "purchase"\npaths = ["log.csv"]\ncolumns = {columns}\n'
+    (tmp_path / "c.toml").write_text(f'root = "profiles"\n[build]\ncpus = 1\n[sources.s]\n{source}')
+    command = [sys.executable, "-m", "ray_profile", "build", "--config", str(tmp_path / "c.toml")]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    said = [line for line in done.stderr.splitlines() if not line.startswith("fold: ")]
+    assert said == ["ray-profile: log.csv has no column 'when'; it has u, i, t; map it under [sources.s.columns]"]
 
 
 @pytest.mark.slow

@@ -168,7 +168,8 @@ def test_taobao(shared: Path, encoder: Path, tmp_path: Path, file: str, rows: in
 def test_chinese_reviews_without_users_or_times_go_through_check_redaction_and_encoding(
     shared: Path, tmp_path: Path
 ) -> None:
-    from ray_profile.encode.text import TextEncoder, readable_or_raise
+    from ray_profile.encode.text import TextEncoder
+    from ray_profile.encode.tokens import Letters, readable_or_raise
 
     frame = pl.read_parquet(shared / "data/shopping_zh/reviews.parquet")
     dated = frame.select("review", pl.lit("2020-01-01").alias("ts"), pl.lit("u").alias("user"))
@@ -195,6 +196,6 @@ def test_chinese_reviews_without_users_or_times_go_through_check_redaction_and_e
     )
     encoder = TextEncoder.load(settings, device="cpu")
     encoded = encoder.encode(clean.head(64))
-    readable_or_raise(settings.model, encoded.characters, encoded.unknown_characters)
+    readable_or_raise(settings.model, Letters(encoded.characters, encoded.unknown_characters))
     assert encoded.vectors.shape == (64, 384)
     assert np.allclose(np.linalg.norm(encoded.vectors.astype(np.float32), axis=1), 1, atol=2e-3)

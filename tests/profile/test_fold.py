@@ -16,6 +16,7 @@ from ray_profile.profile.fold import fold, state_schema
 from ray_profile.profile.fuse import PROFILE_DTYPES
 from ray_profile.profile.items import Items
 from ray_profile.profile.tagging import Tagger
+from ray_profile.state import OTHER
 
 Row = dict[str, Any]
 
@@ -124,7 +125,7 @@ def test_of_more_tags_than_there_is_room_for_every_kept_one_is_explained_whateve
     parts = [world.states_of(rows[part::4], items=items, tagger=Tagger()) for part in (3, 1, 0, 2)]
     world.assert_same(world.merged(parts), whole)
     assert sum(entry["n"] for entry in whole["tag_sums"][0]) == 1400
-    named = {entry["key"].split("\x1f")[0] for entry in whole["tag_sums"][0]} - {"_other"}
+    named = {entry["key"].split("\x1f")[0] for entry in whole["tag_sums"][0]} - {OTHER.split("\x1f")[0]}
     assert named == {entry["key"].split("\x1f")[0] for entry in whole["tag_evidence"][0]}
     assert len(named) == 256
     (profile,) = world.profiles_of(whole, items=items).to_dicts()

@@ -232,6 +232,12 @@ def test_a_user_who_only_searched_has_a_profile_without_items() -> None:
     assert profile["embedding"] is None
 
 
+def test_no_word_of_a_person_is_taken_for_the_rest_of_a_map() -> None:
+    profile = world.profile_of([row("search", text="_other"), row("view", "_other", place="_other")])
+    assert [each["query"] for each in profile["searches"]] == ["_other"]
+    assert [each["place"] for each in profile["places"]] == ["_other"]
+
+
 def test_a_row_with_nothing_optional_makes_a_profile_of_every_column() -> None:
     profile = world.profile_of([{"user_id": "🧑‍🎤", "ts": world.at(0), "kind": "view", "whole_day": True}])
     assert set(profile) == set(PROFILE_DTYPES)

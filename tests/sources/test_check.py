@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_profile.config import Source
+from ray_profile.config import Source, parse
+from ray_profile.errors import ConfigError
 from ray_profile.schema import REASONS, ROWS
 from ray_profile.sources.blocks import broken_rows, numbered
 from ray_profile.sources.check import Checked, Seen, check
@@ -82,6 +83,11 @@ def reason(frame: pl.DataFrame, **rest: Any) -> str | None:
         ("number_unreadable", {"price": "cheap"}, {}),
         ("number_unreadable", {"price": float("nan")}, {}),
         ("number_unreadable", {"price": float("inf")}, {}),
+        ("number_unreadable", {"price": 1e200, "quantity": 1e200}, {}),
+        ("number_unreadable", {"price": "-1000000000001"}, {}),
+        ("number_unreadable", {"quantity": -2e12}, {}),
+        ("number_unreadable", {"amount": 5.0, "quantity": 1e-300}, {}),
+        (None, {"price": 1e12, "quantity": -1e12}, {}),
         ("number_unreadable", {"quantity": "two"}, {}),
         ("number_unreadable", {"quantity": -1}, {"kind": "cart"}),
         (None, {"price": None, "quantity": ""}, {}),
@@ -157,18 +163,18 @@ def test_prices_that_could_be_two_things_are_unreadable(text: str) -> None:
     assert numbers(pl.Series([text]), signs=True)[1].to_list() == [True]
 
 
-def test_negative_quantity_is_a_return_and_zero_says_nothing() -> None:
-    frame = pl.concat([one(quantity=q, price=2.5) for q in (3, -3, 0)])
+def test_negative_quantity_is_a_return_zero_is_no_piece_and_absence_says_nothing() -> None:
+    frame = pl.concat([one(quantity=q, price=2.5) for q in (3.0, -3.0, 0.0, -0.0, None)])
     good = checked(frame).good
-    assert good["kind"].to_list() == ["purchase", "return", "purchase"]
-    assert good["quantity"].to_list() == [3.0, 3.0, None]
-    assert good["price"].to_list() == [2.5, 2.5, 2.5]
+    assert good["kind"].to_list() == ["purchase", "return", "purchase", "purchase", "purchase"]
+    assert [str(pieces) for pieces in good["quantity"]] == ["3.0", "3.0", "0.0", "0.0", "None"]  # -0.0 is another id
+    assert good["price"].to_list() == [2.5] * 5
     assert checked(one(quantity="-2"), kind="return").good["quantity"].to_list() == [2.0]
 
 
 def test_amount_of_a_line_becomes_the_price_of_a_piece() -> None:
     frame = pl.concat([one(quantity=q, amount=a) for q, a in ((4, 10.0), (-4, -10.0), (0, 3.0), (None, 3.0))])
-    assert checked(frame).good["price"].to_list() == [2.5, 2.5, 3.0, 3.0]
+    assert checked(frame).good["price"].to_list() == [2.5, 2.5, None, 3.0]  # of no piece there is no price
 
 
 def test_words_for_kinds_are_mapped() -> None:
@@ -274,6 +280,58 @@ def test_hour_and_weekday_are_the_shops() -> None:
     assert times(pl.Series(["2024-01-02 04:00"]), "Asia/Shanghai") == [("2024-01-01T20:00:00.000000", 4, 1)]
 
 
+@pytest.mark.parametrize(
+    ("day", "time"),
+    [
+        ("2024-03-01", "10:00:00"),
+        ("2024-03-01", dt.time(10)),
+        (dt.date(2024, 3, 1), "10:00"),
+        (dt.datetime(2024, 3, 1), dt.time(10)),
+        ("2024-03-01T00:00:00", "10:00:00"),
+        (20240301, "10:00:00"),
+        ("2024/3/1", 10),
+        ("2024-03-01", 10.0),
+    ],
+)
+def test_day_and_time_in_two_columns_are_one_moment(day: Any, time: Any) -> None:
+    frame = pl.DataFrame({"u": ["a"], "i": ["1"], "d": [day], "h": [time]})
+    good = checked(frame, columns={"ts": ["d", "h"]}).good
+    assert (good["ts"].item(), good["hour"].item()) == (dt.datetime(2024, 3, 1, 10, tzinfo=dt.UTC), 10)
+
+
+def test_day_without_its_time_is_a_day_and_neither_is_missing() -> None:
+    frame = pl.DataFrame(
+        {"u": ["a"] * 3, "i": ["1"] * 3, "d": ["2024-03-01", "NULL", "1/3/2024"], "h": [None, "", "x"]}
+    )
+    done = checked(frame, columns={"ts": ["d", "h"]})
+    assert (done.good["hour"].to_list(), done.good["weekday"].to_list()) == ([None], [4])
+    assert done.reasons.to_list() == ["time_missing", "time_unreadable"]
+    own = pl.DataFrame({"u": ["a"], "i": ["1"], "d": ["1/3/2024"], "h": ["1030"]})
+    good = checked(own, columns={"ts": ["d", "h"]}, time_format="%d/%m/%Y %H%M").good
+    assert good["ts"].item() == dt.datetime(2024, 3, 1, 10, 30, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"ts": []}, r"sources\.s\.columns.*ts = \[\] names no column; name one"),
+        ({"user_id": []}, r"user_id = \[\] names no column"),
+        *(
+            ({name: ["a", "b"]}, rf"{name} = \['a', 'b'\] names 2 columns, and only .* is read from one: {name} = 'a'")
+            for name in ("price", "quantity", "amount", "rating", "kind")
+        ),
+    ],
+)
+def test_lists_of_columns_that_mean_nothing_are_refused(columns: dict[str, Any], message: str) -> None:
+    section = {"format": "columns", "paths": ["x"], "columns": {"user_id": "u", "ts": "t", **columns}}
+    with pytest.raises(ConfigError, match=message):
+        parse({"root": "r", "sources": {"s": section}})
+
+
+def test_a_list_of_one_column_is_that_column() -> None:
+    assert checked(one(p=2.5), columns={"price": ["p"]}).good["price"].to_list() == [2.5]
+
+
 def test_midnight_is_an_hour_where_the_source_says_so() -> None:
     midnight = pl.Series(["2024-01-01 00:00:00", "2024-01-01 00:00:01"])
     assert [hour for _, hour, _ in times(midnight)] == [None, 0]
@@ -308,6 +366,9 @@ def test_time_unit_of_the_source_goes_before_magnitude() -> None:
         ("%m/%d/%Y %I:%M %p", "11/18/2014 10:00 AM"),
         ("%d.%m.%Y %H", "18.11.2014 10"),
         ("%d/%b/%Y:%H:%M:%S %z", "18/Nov/2014:05:00:00 -0500"),
+        ("%-d.%-m.%Y %-H:%M", "18.11.2014 10:00"),
+        ("%Y-%m-%d %I %p", "2014-11-18 10 AM"),
+        ("%Y%m%dT%H%z", "20141118T05-0500"),
     ],
 )
 def test_own_time_format(form: str, text: str) -> None:

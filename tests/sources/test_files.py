@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import seaweedfs
+from fsspec.implementations.local import LocalFileSystem
 
 from ray_profile.config import Source
 from ray_profile.errors import SourceError, StorageError
@@ -80,6 +83,34 @@ def test_relative_and_file_urls_become_absolute_paths(folder: Path, monkeypatch:
     monkeypatch.chdir(folder)
     assert expand("s", source("a.csv")) == expand("s", source(f"file://{folder}/a.csv"))
     assert expand("s", source("a.csv"))[0].path == f"{folder}/a.csv"
+
+
+def test_a_file_is_one_whatever_way_leads_to_it(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "way").symlink_to(folder)
+    plain = expand("s", Source(format="taobao", paths=(f"{folder}/*.csv",)))
+    assert plain
+    ways = (f"{folder}/*.csv", f"{tmp_path}/way/*.csv", f"{folder}/../{folder.name}/*.csv")
+    assert expand("s", Source(format="taobao", paths=ways)) == plain
+
+
+def test_links_to_nothing_and_pipes_are_no_files(folder: Path) -> None:
+    (folder / "gone.csv").symlink_to(folder / "nowhere.csv")
+    (folder / "loop.csv").symlink_to(folder / "loop.csv")
+    (folder / "years.csv").symlink_to(folder / "2024")
+    os.mkfifo(folder / "pipe.csv")
+    assert names(folder, "*.csv", "gone.csv", "pipe.csv") == ["a.csv", "b.csv", "odd[1].csv", "评论 1.csv"]
+
+
+def test_file_that_vanishes_while_it_is_listed_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = LocalFileSystem.find
+
+    def find_then_remove(*args: Any, **kwargs: Any) -> Any:
+        found = find(*args, **kwargs)
+        (folder / "a.csv").unlink()
+        return found
+
+    monkeypatch.setattr(LocalFileSystem, "find", find_then_remove)
+    assert names(folder, "[ab].csv") == ["b.csv"]
 
 
 def test_unknown_storage_is_named() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -154,6 +156,33 @@ def test_sparse_files_may_lack_a_field_that_no_row_fills_but_not_a_misspelt_one(
         layout(query, ["u", "t", "i", "querry"], sparse=True)
     with pytest.raises(SourceError, match="no column 't'"):
         layout(query, ["u", "i"], sparse=True)
+    assert layout(query, ["u", "i"], sparse=True, begins=False).columns["ts"] == ("t",)
+
+
+@pytest.mark.parametrize(
+    ("made", "names"),
+    [
+        (source(columns={**EVENTS, "user_id": "member"}, kind="view"), ["i", "t"]),
+        (source("amazon-2023"), ["rating", "parent_asin", "timestamp"]),
+    ],
+)
+def test_sparse_files_may_lack_the_user_but_not_a_misspelt_one(made: Source, names: list[str]) -> None:
+    user = made.columns.get("user_id", "user_id")
+    assert layout(made, names, sparse=True).columns["user_id"] == (user,)
+    with pytest.raises(SourceError, match=f"no column '{user}'"):
+        layout(made, names)
+    with pytest.raises(SourceError, match=f"no column '{user}'; .*{user}s"):
+        layout(made, [*names, f"{user}s"], sparse=True)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+@pytest.mark.parametrize("columns", [EVENTS, {"user_id": "0", "item_id": "1", "ts": "2"}])
+def test_columns_between_another_delimiter_name_it(delimiter: str, columns: dict[str, str]) -> None:
+    made = source(columns=columns, kind="view")
+    with pytest.raises(SourceError, match=rf"set sources\.s\.delimiter = {re.escape(json.dumps(delimiter))}$"):
+        layout(made, [delimiter.join("uit")], "s")
+    with pytest.raises(SourceError, match=r"map it under \[sources\.s\.columns\]$"):
+        layout(made, ["a;b", "c"], "s")
 
 
 def test_catalogue_is_told_from_events() -> None:

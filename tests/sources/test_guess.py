@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ray_profile import config
@@ -420,3 +422,14 @@ def test_files_on_s3(s3: Any) -> None:
     assert rows_of(source)[1:] == (4, 0, 0)
     described = quality("orders", source, expand("orders", source), CLOCK, None)
     assert (described.files, described.rows, described.users) == (2, 4, 2)
+
+
+def test_parquet_of_wide_decimals_is_guessed_and_one_of_equal_names_is_not_read(tmp_path: Path) -> None:
+    wide = pa.array([10**45, 10**46], pa.decimal256(60, 0))
+    table = pa.table({"user_id": wide, "item_id": [1, 2], "rating": [5, 4], "time": ["2024-01-02", "2024-01-03"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert mapped(only(guess([str(tmp_path / "a.parquet")])))["user_id"] == "user_id"
+    pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=["u", "u"]), tmp_path / "b.parquet")
+    found = guess([str(tmp_path / "b.parquet")])
+    assert not found.sources
+    assert any("has columns of one name" in warning for warning in found.warnings())

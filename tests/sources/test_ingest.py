@@ -23,6 +23,7 @@ from ray_profile.sources.files import expand
 from ray_profile.sources.ingest import Ingested, identified, ingest, ingest_items
 from ray_profile.sources.read import ranges
 from ray_profile.sources.redact import pseudonym
+from ray_profile.sources.sample import draw
 
 CLOCK = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 KEY = b"a key of the tests, not a secret"
@@ -375,6 +376,38 @@ def test_id_is_the_mapped_column_where_it_has_one(tmp_path: Path) -> None:
     assert int(ids[1], 16) >= 0
 
 
+@pytest.mark.parametrize("id_columns", ["order", "user", ["user", "order"], ["line", "order"]])
+def test_id_made_of_a_user_or_an_order_is_a_pseudonym(tmp_path: Path, id_columns: str | list[str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("line,order,user,sku,time\n1,INV-7788,alice@x.com,1,2024-01-02\n2,INV-7788,alice@x.com,1,never\n")
+    columns = {"id": id_columns, "order_id": "order", "user_id": "user", "item_id": "sku", "ts": "time"}
+    made = source(path, kind="purchase", columns=columns)
+    blocks = ingested(made)
+    (row,) = rows_of(blocks).to_pylist()
+    plain = rows_of(ingested(made, key=None))["id"][0].as_py()
+    assert row["id"] == pseudonym(plain, KEY)
+    assert row["order_id"] == pseudonym("INV-7788", KEY)
+    raw = json.loads(quarantine_of(blocks)[0]["raw"])
+    assert (raw["time"], raw.get("line")) == ("never", "2" if "line" in id_columns else None)
+    shown = draw(made, expand("s", made), CLOCK, KEY).bad["raw"].to_list()
+    stored = json.dumps([row, quarantine_of(blocks), shown], default=str)
+    assert all(secret not in stored for secret in ("alice", "INV-7788"))
+
+
+def test_id_of_its_own_is_kept_with_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,user,sku,time\nr1,a,1,2024-01-02\n")
+    made = source(path, kind="view", columns={"id": "id", "user_id": "user", "item_id": "sku", "ts": "time"})
+    assert rows_of(ingested(made))["id"].to_pylist() == ["r1"]
+
+
+def test_category_of_nothing_but_brackets_is_a_word(tmp_path: Path) -> None:
+    path, deep = tmp_path / "a.csv", "[" * 3000
+    path.write_text(f"sku,dept\n1,{deep}\n2,{deep}{']' * 3000}\n")
+    found = items_of(source(path, columns={"item_id": "sku", "category": "dept"}))
+    assert [item["categories"] for item in found] == [[deep], [deep + "]" * 3000]]
+
+
 def contract_row(**values: Any) -> pl.DataFrame:
     row = {
         "id": None,
@@ -487,6 +520,29 @@ def test_catalogue_in_parquet_with_lists(tmp_path: Path) -> None:
     assert [item["price"] for item in found] == [12.5, None, None]
     assert [item["brand"] for item in found] == ["Acme", None, None]
     assert [item["attributes"] for item in found] == [["红", "4"], None, None]
+
+
+def test_every_text_of_an_item_is_redacted(tmp_path: Path) -> None:
+    row = {
+        "sku": "1",
+        "name": "Cup, call 13900139000",
+        "seller": "jo@example.com",
+        "path": ["Home", "加微信13900139000"],
+        "more": {"Color": "red", "Phone": 13900139000},
+        "cost": 1e200,
+    }
+    columns = {"title": "name", "brand": "seller", "categories": "path", "attributes": "more", "price": "cost"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"sku": "2", "cost": 2}))
+    first, second = items_of(source(tmp_path / "a.jsonl", columns={"item_id": "sku", **columns}))
+    assert first == {
+        "item_id": "1",
+        "title": "Cup, call <PHONE>",
+        "categories": ["Home", "加微信<PHONE>"],
+        "brand": "<EMAIL>",
+        "price": None,
+        "attributes": ["red", "<PHONE>"],
+    }
+    assert second == first | {"item_id": "2", "price": 2.0}
 
 
 value = (

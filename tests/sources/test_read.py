@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_profile.config import Source
-from ray_profile.errors import ConfigError, FileRejected, SourceError, StorageError
+from ray_profile.errors import FileRejected, SourceError, StorageError
 from ray_profile.sources import blocks, json_lines
 from ray_profile.sources import read as reading
 from ray_profile.sources.files import SourceFile, expand
@@ -114,10 +115,17 @@ def test_parquet_is_read_by_row_group_with_row_numbers_of_the_file(tmp_path: Pat
     assert all(part.frame.columns == ["u", "i", "t"] for part in read_parts)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet", "a.csv.gz"])
-def test_empty_file_has_no_ranges_and_is_no_error(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a"])
+def test_empty_text_has_no_ranges_and_is_no_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
     assert ranges(file_of(tmp_path / name), source(tmp_path / name)) == []
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv.gz", "A.PARQUET"])
+def test_empty_parquet_and_gzip_are_damaged(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FileRejected, match="is empty, which no Parquet or gzip file is"):
+        ranges(file_of(tmp_path / name), source(tmp_path / name))
 
 
 @pytest.mark.parametrize(
@@ -140,6 +148,104 @@ def test_json_fields_may_change_their_type_and_be_absent(tmp_path: Path) -> None
     assert rows(parts)[1] == ("17850", "1", None)
     assert json.loads(rows(parts)[2][1]) == {"k": [1, "二"]}
     assert rows(parts)[3] == ("é😀", "12345678901234567890", None)
+
+
+ANONYMOUS = b'{"i": "x", "t": "2024-01-01"}\n'
+
+
+@pytest.mark.parametrize("rows_", [1, 60_000])
+def test_json_rows_without_a_user_are_anonymous(tmp_path: Path, rows_: int) -> None:
+    head = ANONYMOUS * rows_
+    path = write(tmp_path / "a.jsonl", head + JSONL)
+    assert rows(chunks(path))[-4:] == [(None, "x", "2024-01-01"), *THREE]
+    assert set(rows(chunks(write(path, head)))) == {(None, "x", "2024-01-01")}
+
+
+@pytest.mark.parametrize("range_bytes", [2 << 20, 64 << 20])
+@pytest.mark.parametrize("escaped", [False, True])
+def test_json_columns_that_begin_after_the_first_megabytes_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_bytes: int, escaped: bool
+) -> None:
+    monkeypatch.setattr(reading, "RANGE_BYTES", range_bytes)
+    early = {"user_id": "a", "parent_asin": "b", "rating": 5, "timestamp": 1700000000000}
+    late = {"title": "Good", "text": "很好", "user_id": "c", "asin": "d"}
+    lines = [*[early] * 60_000, {**early, **late}]
+    data = "".join(json.dumps(line, ensure_ascii=escaped) + "\n" for line in lines)
+    path = write(tmp_path / "a.jsonl", data.encode())
+    last = chunks(path, format="amazon-2023", columns={"place": "地方"}, kind=None)[-1]
+    assert last.layout.columns.keys() == {"user_id", "item_id", "rating", "ts", "title", "text", "place"}
+    assert last.frame.row(-1, named=True) == {
+        "user_id": "c",
+        "parent_asin": "b",
+        "rating": "5",
+        "timestamp": "1700000000000",
+        "title": "Good",
+        "text": "很好",
+        "地方": None,
+    }
+
+
+def test_json_name_spelt_with_escapes_counts_as_there(tmp_path: Path) -> None:
+    line = json.dumps({"u": "a", "i": "1", "时间": "2024-01-01"}).encode()
+    columns = {**COLUMNS, "ts": "时间"}
+    (part,) = chunks(write(tmp_path / "a.jsonl", line), columns=columns)
+    assert part.frame.row(0, named=True) == {"u": "a", "i": "1", "时间": "2024-01-01"}
+
+
+def test_json_file_is_refused_for_what_its_beginning_lacks_and_not_a_later_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SourceError, match=r"a\.jsonl has no column 't'; it has u, i"):
+        chunks(write(tmp_path / "a.jsonl", b'{"u": "a", "i": "1"}\n'))
+    monkeypatch.setattr(reading, "RANGE_BYTES", len(JSONL))
+    assert rows(chunks(write(tmp_path / "b.jsonl", JSONL + b'{"u": "a", "i": "1"}\n')))[-1] == ("a", "1", None)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(10**15, 10**45)
+    | st.floats()
+    | st.text(max_size=6)
+    | st.text(st.characters(categories=["Cs", "Cc", "Lo"]), max_size=4)
+    | st.sampled_from([1e-7, 1e300, -0.0, "\ud800", "\udc00", "NaN", 10**400]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+json_records = st.dictionaries(st.sampled_from(["u", "i", "t", "x"]), json_values)
+spellings = st.sampled_from([json.dumps, repr, lambda record: json.dumps(record, ensure_ascii=False)])
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(st.tuples(json_records, spellings), min_size=1, max_size=4), st.sampled_from([1, 40]))
+def test_a_json_line_has_the_same_text_alone_and_beside_a_broken_one(
+    given_: list[tuple[dict[str, Any], Any]], times: int
+) -> None:
+    lines = [spell(record).encode("utf-8", "surrogatepass") for record, spell in given_]
+    alone = [json_lines.parse_json(line, 0, ["u", "i", "t"]) for line in lines]
+    frame = pl.concat([each.frame for each in alone] * times)
+    for around in ([], [b"rubbish"], [b'{"u": NaN}'], [b"{'u': 1}"]):
+        block = json_lines.parse_json(b"\n".join([*around, *lines * times, *around]), 0, ["u", "i", "t"])
+        other = block.frame if around in ([], [b"rubbish"]) else block.frame.slice(1, block.frame.height - 2)
+        assert other.equals(frame)
+
+
+@pytest.mark.parametrize("value", ["1e-7", "1.0", '"\\ud800x"', "[1e-7, {}]", "123456789012345678901234567890"])
+def test_a_json_value_has_the_same_text_in_a_line_that_only_python_reads(value: str) -> None:
+    lines = (f'{{"u": {value}, "i": "b"}}', f'{{"u": {value}, "i": "\tb"}}', f'{{"u": {value}, "i": NaN}}')
+    texts = [json_lines.parse_json(line.encode(), 0, ["u", "i"]).frame["u"].item() for line in lines]
+    assert texts[0] is not None
+    assert texts == [texts[0]] * 3
+
+
+def test_json_that_polars_cannot_read_is_text_or_a_broken_line(tmp_path: Path) -> None:
+    deep = f'{{"u": {"[" * 3000}1{"]" * 3000}, "i": "1", "t": "1"}}'
+    odd = "{'u': {(1, 2): {3}}, 'i': b'1', 't': 1}"
+    long = f'{{"u": {"9" * 60}, "i": 1, "t": 1}}'
+    parts = chunks(write(tmp_path / "a.jsonl", "\n".join([deep, odd, long]).encode()))
+    assert broken(parts) == [(0, "line_broken")]
+    assert rows(parts) == [("{(1, 2): {3}}", "b'1'", "1"), ("9" * 60, "1", "1")]
 
 
 def test_broken_json_lines_are_told_apart_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -210,6 +316,15 @@ def test_quote_that_is_never_closed_costs_one_line(tmp_path: Path) -> None:
     assert rows(parts)[49] == ("u50", "two\nlines", "2024")
 
 
+@pytest.mark.parametrize("end", [b"", b'p,"q,2024\nf,6,6\n'])
+def test_carriage_return_ends_a_csv_line_with_and_without_an_open_quote(tmp_path: Path, end: bytes) -> None:
+    data = b'u,i,t\nb,y\rz,2024-03-02\nc,"k\rl",3\nd,4,4\re,5,5\r\n' + end
+    parts = chunks(write(tmp_path / "a.csv", data))
+    assert broken(parts) == [(number, "line_broken") for number in ((0, 1, 5) if end else (0, 1))]
+    good = [(2, ("c", "k\rl", "3")), (3, ("d", "4", "4")), (4, ("e", "5", "5")), (6, ("f", "6", "6"))]
+    assert list(zip(numbers(parts), rows(parts), strict=True)) == good[: 4 if end else 3]
+
+
 def test_bytes_that_are_no_utf8_cost_one_csv_row(tmp_path: Path) -> None:
     parts = chunks(write(tmp_path / "a.csv", b"u,i,t\na,1,x\nb,caf\xe9,x\nc,\xe4\xb8\xad,x\n\xff\xfe,1\n"))
     assert broken(parts) == [(1, "text_encoding"), (3, "line_broken")]
@@ -221,11 +336,11 @@ def test_csv_column_names_may_repeat(tmp_path: Path) -> None:
     assert parts[0].frame.row(0, named=True) == {"u": "1", "i": "2", "t": "4", "i_2": "3"}
 
 
-def test_delimiter_must_be_one_character(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", CSV)
-    with pytest.raises(ConfigError, match="is not one ASCII character"):
-        chunks(path, delimiter="||")
-    assert rows(chunks(write(tmp_path / "b.csv", CSV.replace(b",", b";")), delimiter=";")) == THREE
+def test_another_delimiter_is_named_as_the_next_step(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", CSV.replace(b",", b";"))
+    with pytest.raises(SourceError, match=r"has no column 'u'; it has u;i;t;more; .*set sources\.s\.delimiter = \";\""):
+        chunks(path)
+    assert rows(chunks(path, delimiter=";")) == THREE
 
 
 def test_text_is_cut_into_ranges_at_newlines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,6 +443,32 @@ def test_parquet_text_that_is_no_utf8_costs_one_row(tmp_path: Path) -> None:
     assert broken(parts) == [(1, "text_encoding")]
     assert parts[0].frame["u"].to_list() == ["a", None, "中"]
     assert numbers(parts) == [0, 2, 3]
+
+
+def test_parquet_decimals_of_many_digits_are_read_as_text(tmp_path: Path) -> None:
+    user = pa.array([10**45, None], pa.decimal256(60, 0))
+    price = pa.array([Decimal("12.50"), Decimal("1.00")], pa.decimal256(50, 2))
+    pq.write_table(pa.table({"u": user, "i": [1, 2], "t": [1, 2], "p": price}), tmp_path / "a.parquet")
+    (part,) = chunks(tmp_path / "a.parquet", columns={**COLUMNS, "price": "p"})
+    assert part.frame["u"].to_list() == [str(10**45), None]
+    assert part.frame["p"].to_list() == ["12.50", "1.00"]
+
+
+def test_parquet_list_of_such_decimals_is_rejected(tmp_path: Path) -> None:
+    users = pa.array([[Decimal(1)]], pa.list_(pa.decimal256(60, 0)))
+    pq.write_table(pa.table({"u": users, "i": [1], "t": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(FileRejected, match=r"column 'u' is list<.*decimal256\(60, 0\)>, which cannot be read"):
+        chunks(tmp_path / "a.parquet")
+
+
+def test_parquet_column_that_occurs_twice_is_refused_by_name(tmp_path: Path) -> None:
+    table = pa.table([pa.array([1]), pa.array([2]), pa.array([3]), pa.array([4])], names=["u", "i", "t", "u"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match=r"a\.parquet has 2 columns named 'u'.*distinct names"):
+        chunks(tmp_path / "a.parquet")
+    again = pa.table([pa.array([1]), pa.array([2]), pa.array([3]), pa.array([4]), pa.array([5])], names=list("uitxx"))
+    pq.write_table(again, tmp_path / "b.parquet")
+    assert rows(chunks(tmp_path / "b.parquet")) == [(1, 2, 3)]
 
 
 def test_changed_and_vanished_files_are_rejected(tmp_path: Path) -> None:

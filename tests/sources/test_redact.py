@@ -54,6 +54,18 @@ def one(text: str | None) -> str | None:
         ("my ssn is 536-90-4399", "my ssn is <SSN>"),
         ("加QQ：383161223吧", "加QQ：<QQ>吧"),
         ("https://bob:pa55@shop.com/x?id=3&token=a1b2c3d4", "https://<SECRET>@shop.com/x?id=3&token=<SECRET>"),
+        ("手机/微信：13800138000", "手机/微信：<PHONE>"),
+        ("电话/13900139000，联系方式/13900139000", "电话/<PHONE>，联系方式/<PHONE>"),
+        ("13800138000/13900139000", "<PHONE>/<PHONE>"),
+        ("AT&T 4155552671, R&D 13900139000", "AT&T <PHONE>, R&D <PHONE>"),
+        ("phone/4155552671 or mobile=13900139000", "phone/<PHONE> or mobile=<PHONE>"),
+        ("my model friend 13900139000 and 4155552671", "my model friend <PHONE> and <PHONE>"),
+        ("my order 13900139000, 会员编号13900139000", "my order <PHONE>, 会员编号<PHONE>"),
+        ("I mean 13900139000, 下单号码13900139000", "I mean <PHONE>, 下单号码<PHONE>"),
+        ("官网http://shop.cn/a看我13900139000", "官网http://shop.cn/a看我<PHONE>"),
+        ("www.shop.com:13900139000 https://wa.me/8613900139000", "www.shop.com:<PHONE> https://wa.me/<PHONE>"),
+        ("https://im.cn/send?phone=8613900139000&x=1", "https://im.cn/send?phone=<PHONE>&x=1"),
+        ("tel_4155552671 电话/wx/qq/13900139000", "tel_<PHONE> 电话/wx/qq/<PHONE>"),
     ],
 )
 def test_personal_data_goes(text: str, expected: str) -> None:
@@ -76,6 +88,9 @@ def test_personal_data_goes(text: str, expected: str) -> None:
         "http://wuyilala.com/index.php/2009/06/09/14/08/03/",
         "American Made Trucks F150 2004-2008, Tractor 670 770 870 970 1070, National N223-347 3200BC",
         "iPhone 4 5 6 7 8 9 10, 型号 JCM800 2203KK, 1:200万像素",
+        "https://item.shop.com/item.htm?id=4155552671&b=13912345678, item.shop.cn/13912345678.html",
+        "?id=4155552671, IMG_13912345678.jpg, /gp/product/4155552671 and /data/img/13912345678.png",
+        "order 4155552671, item no. 4155552671, 编号：4155552671, 订单号：19512345678, tracking number 13912345678",
     ],
 )
 def test_product_text_stays(text: str) -> None:
@@ -174,6 +189,12 @@ def test_personal_data_in_any_text_is_removed(before: str, secret: str, after: s
         *("1", "a", "1-", "13812345678.", "+4930123456", "a@b.co"),
         *("GB82WEST12345698765432 ", "GB82", "10.20.30.40.", "a:", "call "),
         *("电话13812345678", "4111-1111-1111-1111-", "://a@b", "?token=a1b2c3", "isbn 9056743793 ", "a@" + "b." * 40),
+        *(
+            "www.13912345678",
+            "a.cn/" * 40 + "13912345678 ",
+            "/a" * 90 + "/13912345678;",
+            "order no. " * 4 + "4155552671",
+        ),
     ],
 )
 def test_long_text_takes_linear_time(piece: str) -> None:

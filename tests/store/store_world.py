@@ -194,6 +194,9 @@ class MemoryFiles:
             self.world.happened["deleted"] += 1
             check(self.world)
 
+    def settle(self) -> None:
+        self.process.request()
+
 
 class MemoryLog:
     """A Delta table, as `waves.Log` wants it."""
@@ -281,6 +284,15 @@ class MemoryHandle:
 FAULTS = (None, "fail", "delayed", "lost", "lost and retried")
 
 
+def _etag(path: str, content: int | None) -> str:
+    """No two files have one: else one that vanishes and another that comes would be a file that was renamed."""
+    return f"{content} of {path}"
+
+
+def _content(file: PlannedFile) -> int:
+    return int(file.tag.split()[0])
+
+
 def build(world: World, retry: bool = False) -> Callable[[Process], None]:
     """What `ray-profile build` does, with rows that say which file they came from. `retry`: tasks run twice."""
 
@@ -288,9 +300,11 @@ def build(world: World, retry: bool = False) -> Callable[[Process], None]:
         files = MemoryFiles(world, process)
         writer = Writer(files, MemoryLog(world, process, "states"))
         process.request()
-        found = [PlannedFile("reviews", path, FILE_BYTES, str(tag)) for path, tag in sorted(world.sources.items())]
+        found = [
+            PlannedFile("reviews", path, FILE_BYTES, _etag(path, tag)) for path, tag in sorted(world.sources.items())
+        ]
         folded = dict(world.rows("states", writer.handle.version).keys())  # type: ignore[attr-defined]
-        changed = [file.path for file in found if folded.get(file.path, int(file.tag)) != int(file.tag)]
+        changed = [file.path for file in found if folded.get(file.path, _content(file)) != _content(file)]
         try:
             todo = writer.plan(found, DIGESTS, {}, world.now, WAVE_GB)
         except ChangedFileError:
@@ -339,14 +353,14 @@ def _read(
     rejected = []
     for file in planned:
         process.request()
-        if str(world.sources.get(file.path)) != file.tag:
+        if _etag(file.path, world.sources.get(file.path)) != file.tag:
             rejected.append(RejectedFile(file.source, file.path, file.size, file.tag, "changed or gone", True))
             continue
-        if int(file.tag) == BROKEN:
+        if _content(file) == BROKEN:
             rejected.append(RejectedFile(file.source, file.path, file.size, file.tag, "a broken gzip"))
             world.happened["rejected"] += 1
             continue
-        rows.setdefault(_bucket(file.path), []).append((file.path, int(file.tag)))
+        rows.setdefault(_bucket(file.path), []).append((file.path, _content(file)))
     return rows, rejected
 
 

@@ -17,8 +17,8 @@ CLOCK = datetime(2026, 3, 1, tzinfo=UTC)
 DIGESTS: dict[str, str | None] = {"encoder": "e1", "schema": "s1", "taxonomy": None, "key": "k1", "formats": "f1"}
 
 
-def file(path: str, size: int = 10, tag: str = "t", source: str = "reviews") -> PlannedFile:
-    return PlannedFile(source, path, size, tag)
+def file(path: str, size: int = 10, tag: str = "", source: str = "reviews") -> PlannedFile:
+    return PlannedFile(source, path, size, tag or f"tag of {path.rsplit('/')[-1]}")
 
 
 def past(number: int, *files: PlannedFile, rejected: Sequence[RejectedFile] = ()) -> PastWave:
@@ -53,14 +53,30 @@ def test_only_new_files_are_planned_and_a_vanished_one_changes_nothing() -> None
     assert len(wave.uuid) == 32
 
 
+def test_a_file_that_moved_with_its_folder_is_not_folded_again() -> None:
+    before = past(1, file("/old/shop/a.csv"), file("/old/shop/b.csv", tag="u"), file("/old/shop/c.csv", tag="u"))
+    moved = [file("/new/shop/a.csv"), file("/new/shop/b.csv", tag="u"), file("/new/shop/c.csv", tag="u")]
+    assert planned(moved, before) == Plan((), tuple(moved), ())
+    assert new(planned([*moved, file("/old/shop/a.csv")], before)) == ["/new/shop/a.csv"]  # a copy is another file
+    assert new(planned([file("/new/shop/a.csv", tag="v")], before)) == ["/new/shop/a.csv"]
+    assert new(planned([file("/new/shop/a.csv", source="orders")], before)) == ["/new/shop/a.csv"]
+
+
+def test_a_file_that_seems_to_be_renamed_is_refused() -> None:
+    with pytest.raises(
+        ChangedFileError, match=r"/shop/c.csv has the size and tag of /shop/a.csv, which wave 1 .*old name"
+    ):
+        planned([file("/shop/c.csv", tag="t")], past(1, file("/shop/a.csv", tag="t")))
+
+
 def test_waves_hold_at_most_so_many_bytes_but_a_file_at_least() -> None:
-    sizes = {"a": 4, "b": 5, "c": 3, "d": 30, "e": 0, "f": 10}
+    sizes = {"a": 4, "b": 5, "c": 3, "d": 30, "e.gz": 0, "f": 10}
     plan = planned([file(path, size) for path, size in sizes.items()], wave_bytes=10)
-    assert [[each.path for each in wave.files] for wave in plan.waves] == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+    assert [[each.path for each in wave.files] for wave in plan.waves] == [["a", "b"], ["c"], ["d"], ["e.gz", "f"]]
     assert [wave.number for wave in plan.waves] == [1, 2, 3, 4]
 
 
-@given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 50))
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 50))
 def test_splitting_keeps_every_file_once(sizes: list[int], wave_bytes: int) -> None:
     files = [file(f"{number:03}", size) for number, size in enumerate(sizes)]
     plan = planned(files, wave_bytes=wave_bytes)
@@ -73,6 +89,33 @@ def test_splitting_keeps_every_file_once(sizes: list[int], wave_bytes: int) -> N
 def test_a_changed_file_is_an_error_that_names_file_and_wave(now: PlannedFile) -> None:
     with pytest.raises(ChangedFileError, match=rf"^a has changed since wave 1 \({1:032x}, 2026-03-01.*new root$"):
         planned([now], past(1, file("a")))
+
+
+def test_a_text_without_bytes_is_planned_once_it_has_some() -> None:
+    empty, written = file("p.csv", size=0), file("p.csv", size=30, tag="u")
+    assert planned([empty]) == Plan((), (), ())
+    assert new(planned([empty, file("a")])) == ["a"]
+    assert new(planned([written], past(1, file("a")))) == ["p.csv"]
+    # A root of an earlier release, which took such a file for folded.
+    assert planned([empty], past(1, empty)) == Plan((), (), ())
+    assert new(planned([written], past(1, empty))) == ["p.csv"]
+    assert planned([written], past(1, empty), past(2, written)).folded == (written,)
+
+
+def test_a_folded_file_that_lost_its_bytes_has_changed_but_a_catalogue_is_left_alone() -> None:
+    before, emptied = past(1, file("a.csv")), file("a.csv", size=0, tag="u")
+    with pytest.raises(ChangedFileError, match=r"10 bytes and tag tag of a.csv then, 0 bytes"):
+        planned([emptied], before)
+    assert planned([emptied], before, replaceable=["reviews"]) == Plan((), (), ())
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv.gz"])
+def test_an_empty_file_that_must_have_bytes_is_read_and_so_rejected_until_it_changes(name: str) -> None:
+    empty = file(name, size=0)
+    assert new(planned([empty])) == [name]
+    before = past(1, empty, rejected=[RejectedFile("reviews", name, 0, empty.tag, "is empty")])
+    assert (new(planned([empty], before)), len(planned([empty], before).rejected)) == ([], 1)
+    assert new(planned([file(name, size=30, tag="u")], before)) == [name]
 
 
 def test_a_catalogue_may_change() -> None:

@@ -24,11 +24,25 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "root 一") if request.param == "local" else request.getfixturevalue("s3").fresh("root 一")
 
 
+def settled(address: str, facts: RootFacts = FACTS) -> Root:
+    """A root as it is just before its first commit."""
+    root = Root.open(address, facts)
+    root.settle()
+    return root
+
+
 def test_a_root_is_made_once_and_opened_after(address: str) -> None:
     with pytest.raises(RootError, match=r"no root at .*`ray-profile build`"):
         Root.existing(address)
-    assert Root.open(address, FACTS).facts == FACTS
-    assert Root.open(address + "/", FACTS).facts == FACTS
+    assert settled(address).facts == FACTS
+    assert settled(address + "/").facts == FACTS
+    assert Root.existing(address).facts == FACTS
+
+
+def test_opening_fixes_nothing(address: str) -> None:
+    Root.open(address, replace(FACTS, buckets=5)).create_json({}, "states", "_delta_log", f"{0:020}.json")
+    assert not Root.exists(address)
+    settled(address)
     assert Root.existing(address).facts == FACTS
 
 
@@ -43,16 +57,20 @@ def test_a_root_is_made_once_and_opened_after(address: str) -> None:
     ],
 )
 def test_other_facts_are_an_error_that_names_both(tmp_path: Path, name: str, value: Any, step: str) -> None:
-    Root.open(str(tmp_path), FACTS)
+    late = Root.open(str(tmp_path), replace(FACTS, **{name: value}))
+    settled(str(tmp_path))
+    with pytest.raises(RootError, match=rf"{name} = ") as settling:
+        late.settle()
     with pytest.raises(RootError, match=rf"{name} = .*{value!r}.*{step}.*new root") as raised:
         Root.open(str(tmp_path), replace(FACTS, **{name: value}))
+    assert str(raised.value) == str(settling.value)
     assert repr(getattr(FACTS, name)) in str(raised.value)
 
 
 def test_of_two_makers_one_wins_and_the_other_hears_of_it(address: str) -> None:
     def make(buckets: int) -> int | str:
         try:
-            return Root.open(address, replace(FACTS, buckets=buckets)).facts.buckets
+            return settled(address, replace(FACTS, buckets=buckets)).facts.buckets
         except RootError as error:
             return str(error)
 
@@ -64,8 +82,9 @@ def test_of_two_makers_one_wins_and_the_other_hears_of_it(address: str) -> None:
 
 
 def test_tables_without_facts_are_no_new_root(address: str) -> None:
-    root = Root.open(address, FACTS)
-    root.create_json({}, "states", "_delta_log", "00000000000000000000.json")
+    root = settled(address)
+    for version in (0, 1):
+        root.create_json({}, "states", "_delta_log", f"{version:020}.json")
     root.delete([FACTS_FILE])
     with pytest.raises(RootError, match=r"states table but no ray_profile\.json"):
         Root.open(address, FACTS)
@@ -124,7 +143,7 @@ def test_listing_and_deleting(address: str) -> None:
 
 
 def test_a_root_travels_without_keys(address: str) -> None:
-    root = Root.open(address, FACTS)
+    root = settled(address)
     _ = root.fs, root.arrow_fs
     body = pickle.dumps(root)
     secret = os.environ.get("AWS_SECRET_ACCESS_KEY", "no secret here")
@@ -165,13 +184,13 @@ def test_an_address_of_no_kind_is_refused(written: str, word: str) -> None:
 def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"file/root.*permissions"):
-        Root.open(str(tmp_path / "file" / "root"), FACTS)
+        settled(str(tmp_path / "file" / "root"), FACTS)
 
 
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
 def test_wrong_keys_are_a_storage_error(s3: seaweedfs.S3Server, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     address = s3.fresh()
-    Root.open(address, FACTS)
+    settled(address)
     monkeypatch.setenv(name, "wrong")
     for attempt in (
         lambda: Root.open(address, FACTS),

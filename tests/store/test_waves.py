@@ -61,7 +61,7 @@ def opened(table: Table) -> Handle:
 
 
 def planned(sources: Mapping[str, list[str]]) -> list[PlannedFile]:
-    return [PlannedFile("reviews", path, 10, str(len(rows))) for path, rows in sources.items()]
+    return [PlannedFile("reviews", path, 10, f"{path} {len(rows)}") for path, rows in sources.items()]
 
 
 def build(root: Root, sources: Mapping[str, list[str]], at: Step = ignore_step) -> None:
