@@ -62,6 +62,9 @@ def summary(done: Summary, out: Console | None = None) -> None:
     for when, files in (("whole", done.rejected), ("before, unchanged since", done.rejected_before)):
         for file in files:
             out.print(Text(f"rejected {when}: {plain(file.path)}: {plain(file.reason)}"), style="yellow")
+    for name, rows in done.nameless.items():
+        text = f"[sources.{name}] none of the {rows:,} rows names a user: see what its columns map to user_id"
+        out.print(Text(text), style="yellow")
     if done.waves and not done.keyed:
         out.print(
             Text("user ids are stored as they are: no pseudonym key is named under [privacy] (key_file or key_env)"),

@@ -185,6 +185,10 @@ def test_a_summary_accounts_for_every_row_and_names_reasons(capsys: pytest.Captu
         "12,345",
     ):
         assert said in text
+    assert "names a user" not in text
+    done.reports = [report, Report("logs", "a", 5, 0, 5), Report("logs", "b", 2, 0, 2)]
+    printing.summary(done)
+    assert "[sources.logs] none of the 7 rows names a user" in capsys.readouterr().out
     printing.summary(Summary(files_folded_before=7, keyed=False))
     assert capsys.readouterr().out.startswith("nothing new: 7 files are folded in already")
 

@@ -10,6 +10,7 @@ between the two commits heals with the next run and gives what an undisturbed ru
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,15 @@ class Summary:
     @property
     def report(self) -> Report:
         return add(self.reports)
+
+    @property
+    def nameless(self) -> dict[str, int]:
+        """Sources of whose rows none names a user, most likely because another column does, with their rows."""
+        read, named = Counter[str](), Counter[str]()
+        for report in self.reports:
+            read[report.source] += report.rows_read
+            named[report.source] += report.rows_read - report.rows_anonymous
+        return {source: rows for source, rows in sorted(read.items()) if rows and not named[source]}
 
     @property
     def profiles_written(self) -> int:

@@ -62,8 +62,9 @@ def check(chunk: Chunk, source: Source, clock: datetime, seen: Seen) -> Checked:
     """Check every row of a chunk. `clock` is the plan's time (aware); `seen` is shared by the chunks of one range.
 
     A row that is wrong is quarantined even where it names no user. A quantity below 0 makes a purchase a return of so
-    many pieces; of another kind it is unreadable. A quantity of 0 (a coupon's line) stays 0: no piece, no spend, and of
-    an amount no price. A price or a quantity beyond schema.MAX_NUMBER is unreadable.
+    many pieces; of another kind it is unreadable. A quantity of 0 (a coupon's line) stays 0: no piece, no spend; but
+    beside an amount it says nothing about pieces and becomes null. A price or a quantity beyond schema.MAX_NUMBER is
+    unreadable.
     """
     assert clock.tzinfo is not None, "the plan's clock names its zone"
     made = chunk.layout
@@ -134,9 +135,10 @@ def _numbers(frame: pl.DataFrame, made: Layout) -> dict[str, pl.Series]:
         )
     amount = out.pop("amount")
     if "amount" in made.columns:
+        # Money was paid, so 0 pieces is no count of them: what is sold by weight is written so.
+        out["quantity"] = out["quantity"].set(((out["quantity"] == 0) & (amount != 0)).fill_null(False), None)
         pieces = out["quantity"].abs().fill_null(1.0)
-        each = amount.abs() / pieces.set(pieces == 0, None)
-        out["price"] = out["price"].fill_null(each)
+        out["price"] = out["price"].fill_null(amount.abs() / pieces.set(pieces == 0, None))
     out["rating"] = out["rating"].cast(pl.Float32)
     return out
 

@@ -173,8 +173,10 @@ def test_negative_quantity_is_a_return_zero_is_no_piece_and_absence_says_nothing
 
 
 def test_amount_of_a_line_becomes_the_price_of_a_piece() -> None:
-    frame = pl.concat([one(quantity=q, amount=a) for q, a in ((4, 10.0), (-4, -10.0), (0, 3.0), (None, 3.0))])
-    assert checked(frame).good["price"].to_list() == [2.5, 2.5, None, 3.0]  # of no piece there is no price
+    lines = ((4, 10.0), (-4, -10.0), (None, 3.0), (0, 3.0), (0, 0.0))
+    good = checked(pl.concat([one(quantity=q, amount=a) for q, a in lines])).good
+    assert good["price"].to_list() == [2.5, 2.5, 3.0, 3.0, None]
+    assert good["quantity"].to_list() == [4, 4, None, None, 0]  # what is paid for is more than no piece
 
 
 def test_words_for_kinds_are_mapped() -> None:
