@@ -25,8 +25,8 @@ from ray_profile.store.scan import read_users
 from ray_profile.store.tables import DataFile, write_file
 from ray_profile.store.waves import file_name, wave_of
 
-#: New states of one fuse task.
-STATES_AT_ONCE = 20_000
+#: New states of one fuse task. A process fuses as many at once as it has threads.
+STATES_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)

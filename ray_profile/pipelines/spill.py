@@ -86,11 +86,16 @@ class Spill:
 def merged_by_bucket(schema: StateSchema, parts: Iterable[pl.DataFrame]) -> Iterator[tuple[int, pl.DataFrame]]:
     """States with `bucket`, in any number of parts -> by bucket, ascending, its merged states, with `bucket`."""
     found = list(parts)
+    del parts  # a frame that two names hold is two frames in memory, once it is copied
     if not found:
         return
-    whole = pl.concat(found, rechunk=True)
-    found.clear()
-    whole = schema.merge(whole, by="bucket")
+    whole = schema.merge(_joined(found), by="bucket")
     homes = whole["bucket"].to_numpy()
     for at, size in zip(begin := starts(homes), lengths(begin, len(homes)), strict=True):
         yield int(homes[at]), whole.slice(at, size)
+
+
+def _joined(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    whole: pl.DataFrame = pl.concat(parts, rechunk=True)
+    parts.clear()
+    return whole
