@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
-from typing import TypeVar
 
 import polars as pl
 
@@ -23,14 +22,13 @@ from ray_profile.sources.files import SourceFile
 from ray_profile.sources.formats import may_hold_text
 from ray_profile.sources.ingest import ingest
 from ray_profile.sources.read import Range, ranges
+from ray_profile.sources.sample import spread
 from ray_profile.store.root import Root
 
 FOLDER = ("models", "sentiment-probe")
 SAMPLE_ROWS = 4_000  # rated reviews; more no longer changes a linear probe of some hundred dimensions by much
 RANGES_PER_SOURCE = 8
 ROWS_PER_SOURCE = 40_000  # reviews read at most
-
-T = TypeVar("T")
 
 
 def find_or_fit(run: Run, parts: Sequence[Range], engine: Engine) -> Probe | None:
@@ -77,7 +75,7 @@ def _lacking(run: Run, parts: Sequence[Range]) -> bool:
     """Whether a review in some ranges of each source, evenly spread, lacks its stars."""
     for _, group in groupby(parts, key=lambda part: part.file.source):
         read = 0
-        for reviews in _reviews(run, _spread(list(group))):
+        for reviews in _reviews(run, spread(list(group), RANGES_PER_SOURCE)):
             if reviews["rating"].null_count():
                 return True
             read += reviews.height
@@ -93,7 +91,8 @@ def _rated(run: Run) -> pl.DataFrame:
         read = 0
         if not may_hold_text(source):
             continue
-        for reviews in _reviews(run, _spread(_ranges(source, _spread(listed(run.config, name))))):
+        files = spread(listed(run.config, name), RANGES_PER_SOURCE)
+        for reviews in _reviews(run, spread(_ranges(source, files), RANGES_PER_SOURCE)):
             found.append(reviews.drop_nulls("rating"))
             read += reviews.height
             if read >= ROWS_PER_SOURCE:
@@ -108,11 +107,6 @@ def _ranges(source: Source, files: Sequence[SourceFile]) -> list[Range]:
         with suppress(FileRejected):  # folding meets it again, and reports it
             parts += ranges(file, source)
     return parts
-
-
-def _spread(values: Sequence[T]) -> list[T]:
-    some = min(RANGES_PER_SOURCE, len(values))
-    return [values[at * len(values) // some] for at in range(some)]
 
 
 def _reviews(run: Run, parts: Iterable[Range]) -> Iterator[pl.DataFrame]:

@@ -123,18 +123,20 @@ class RayEngine:
             return [], []
         self._dismiss_text_actors()  # the fold has encoders of its own, and needs the room
         total, reports = sum(work.costs_of(job.config, ranges)), list[Report]()
+        done, rows = 0.0, 0
 
         def told(new: Sequence[Report]) -> None:
+            nonlocal done, rows
             reports.extend(new)
-            done = sum(report.cost for report in reports)
-            self._progress("fold", min(done, total), total, sum(report.rows_read for report in reports))
+            done, rows = done + sum(each.cost for each in new), rows + sum(each.rows_read for each in new)
+            self._progress("fold", min(done, total), total, rows)
 
         with _plainly():
             shuffle = Shuffle(job, self._partitions, told)
             for bundle in self._partials(job, ranges).iter_internal_ref_bundles():
                 shuffle.add([entry.ref for entry in bundle.blocks], bundle.size_bytes())
             written = shuffle.write()
-        self._progress("fold", total, total, sum(report.rows_read for report in reports))
+        self._progress("fold", total, total, rows)
         work.assert_all_arrived(written, reports)
         written.sort(key=lambda each: (each.file.bucket, each.file.path))
         return written, list(by_file(reports).values())

@@ -79,11 +79,11 @@ def draw(source: Source, files: Sequence[SourceFile], clock: datetime, key: byte
     Raises `SourceError` and `ConfigError` for a column map that the files do not bear, `StorageError` where the store
     does not answer. A file that cannot be read whole is listed in `rejected`, none of its rows counted.
     """
-    inspected = _spread(files, MAX_FILES)
+    inspected = spread(files, MAX_FILES)
     rejected: list[FileRejected] = []
     parts = {file.path: _ranges(file, source, rejected) for file in inspected}
     every = [part for each in parts.values() for part in each]
-    first = _spread(every, PARTS)
+    first = spread(every, PARTS)
     order = first + [part for part in every if part not in first]
     drawn: list[tuple[Range, _Part]] = []
     for at, part in enumerate(order):
@@ -105,7 +105,8 @@ def draw(source: Source, files: Sequence[SourceFile], clock: datetime, key: byte
     return made
 
 
-def _spread(values: Sequence[T], most: int) -> list[T]:
+def spread(values: Sequence[T], most: int) -> list[T]:
+    """At most so many of some values, evenly spread, in their order."""
     if len(values) <= most:
         return list(values)
     return [values[at * len(values) // most] for at in range(most)]
@@ -209,7 +210,7 @@ def _rows_total(
     """Rows of all files, by bytes from those of some. Parquet says how many it has, text is judged by its beginning."""
     sizes, rows = 0, 0.0
     by_text = [file for file in inspected if parts[file.path] and parts[file.path][0].kind != "parquet"]
-    looked = {file.path for file in _spread(by_text, PARTS)}
+    looked = {file.path for file in spread(by_text, PARTS)}
     for file in inspected:
         mine = parts[file.path]
         if file.path in bad or (file in by_text and file.path not in looked):

@@ -148,10 +148,7 @@ def make_plan(
     check_digests(past, digests)
     known = _history(past)
     owners = {path: source for source, path in known}
-    gone: dict[tuple[str, int, str], dict[str, _Past]] = defaultdict(dict)
-    for key, past_file in known.items():
-        if past_file.rejected is None and key not in listed:
-            gone[_mark(past_file.file)][_name(past_file.file)] = past_file
+    gone = _gone(known, listed)
     new: list[PlannedFile] = []
     folded: list[PlannedFile] = []
     rejected: list[RejectedFile] = []
@@ -217,6 +214,17 @@ def _check_source(file: PlannedFile, owner: str, listed: Collection[tuple[str, s
 
 def _is_unwritten(file: PlannedFile) -> bool:
     return file.size == 0 and not file.path.lower().endswith(NEVER_EMPTY)
+
+
+def _gone(
+    known: Mapping[tuple[str, str], _Past], listed: Collection[tuple[str, str]]
+) -> dict[tuple[str, int, str], dict[str, _Past]]:
+    """The folded files that are no longer listed, by what tells them apart wherever they lie, and by name."""
+    gone: dict[tuple[str, int, str], dict[str, _Past]] = defaultdict(dict)
+    for key, before in known.items():
+        if before.rejected is None and key not in listed:
+            gone[_mark(before.file)][_name(before.file)] = before
+    return gone
 
 
 def _mark(file: PlannedFile) -> tuple[str, int, str]:
