@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -14,6 +15,7 @@ from ray_profile.pipelines import buckets, work
 from ray_profile.pipelines.engine import Progress, no_progress
 from ray_profile.pipelines.report import Report, by_file
 from ray_profile.pipelines.spill import Spill
+from ray_profile.pipelines.tables import load_items
 from ray_profile.profile import statistics
 from ray_profile.profile.fold import state_schema
 from ray_profile.sources.formats import may_hold_text
@@ -56,18 +58,21 @@ class LocalEngine:
         costs = work.costs_of(job.config, ranges)
         total = sum(costs)
         reports: list[Report] = []
-        rows, before = 0, 0.0
+        rows, done = 0, 0.0
+        # All ranges' blocks go through one pool of threads: a corpus of many small files is folded on all of them, too.
+        blocks = (
+            (block, end - cost, end)
+            for range_, cost, end in zip(ranges, costs, accumulate(costs), strict=True)
+            for block in self._encoded(job, range_, cost)
+        )
+        work.fold_context(job)  # here, or the first threads would each read the catalogue
         with Spill(state_schema(job.width), int(self._config.build.memory_gb * GB)) as spill:
-            for range_, cost in zip(ranges, costs, strict=True):
-                done = before
-                blocks = self._encoded(job, range_, cost)
-                for states, report in mapped(lambda block: work.fold_block(block, job), blocks):
-                    spill.add(states)
-                    reports.append(report)
-                    rows, done = rows + report.rows_read, min(done + report.cost, before + cost)
-                    self._progress("fold", done, total, rows)
-                before += cost
-                self._progress("fold", before, total, rows)
+            for (states, report), begin, end in mapped(lambda each: (work.fold_block(each[0], job), *each[1:]), blocks):
+                spill.add(states)
+                reports.append(report)
+                rows, done = rows + report.rows_read, min(max(done, begin) + report.cost, end)
+                self._progress("fold", done, total, rows)
+            self._progress("fold", total, total, rows)
             written = [work.write_states(job, bucket, states) for bucket, states in spill.buckets()]
         work.assert_all_arrived(written, reports)
         return written, list(by_file(reports).values())
@@ -91,6 +96,7 @@ class LocalEngine:
     def fuse(self, job: buckets.FuseJob) -> list[buckets.Fused]:
         """See `Engine`."""
         fused: list[buckets.Fused] = []
+        load_items(job.root, job.items, job.width)  # here, or the first threads would each read the catalogue
         for group in mapped(lambda group: buckets.fuse_buckets(job, group), buckets.groups_of(job, 1)):
             fused += group
             self._progress("fuse", len(fused), len(job.states), sum(each.new + each.changed for each in fused))
