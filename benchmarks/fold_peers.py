@@ -6,6 +6,8 @@ their weights), and keeps no state: one more day of events means computing every
 
 from __future__ import annotations
 
+import os
+
 import duckdb
 import fold_events
 import polars as pl
@@ -314,7 +316,9 @@ def duckdb_features(events: pl.DataFrame, items: pl.DataFrame) -> pa.Table:
         features=", ".join(("user_id", *FEATURES)),
         others=" ".join(f"LEFT JOIN {other} USING (u)" for other in others),
     )
-    with duckdb.connect() as connection:
+    # A third of the memory, beyond which it writes to disk: its own default, four fifths, leaves none for the events.
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 3
+    with duckdb.connect(config={"memory_limit": f"{limit >> 20}MiB"}) as connection:
         connection.register("events", events.to_arrow())
         connection.register("items", known_items(items).to_arrow())
         return connection.sql(query).to_arrow_table()

@@ -178,6 +178,34 @@ def compact(
 
 
 @app.command()
+def train(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Fine-tune the encoder on the shop's own reviews; `build` uses it as encoder.model = "root:NAME"."""
+    from ray_profile import printing, printing_training
+    from ray_profile.pipelines.train import train as run
+    from ray_profile.progress import progress, without_chatter
+
+    with without_chatter(), progress() as told:
+        summary = run(_load(config, overrides), told)
+    printing_training.trained(summary, printing.console(stderr=as_json))
+    if as_json:
+        _print_json(summary.to_json())
+
+
+@app.command()
+def tune(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Search for the best settings of `train` in the ranges of [tune], and train with them."""
+    from ray_profile import printing, printing_training
+    from ray_profile.pipelines.tune import tune_encoder as run
+    from ray_profile.progress import progress, without_chatter
+
+    with without_chatter(), progress() as told:
+        tuned = run(_load(config, overrides), told)
+    printing_training.tuned(tuned, printing.console(stderr=as_json))
+    if as_json:
+        _print_json({"trials": tuned.trials.to_dicts(), "best": tuned.best, **tuned.summary.to_json()})
+
+
+@app.command()
 def demo(
     folder: Annotated[str, typer.Option("--folder", help="Where the simulated shop is written.")] = "demo",
     customers: Annotated[int, typer.Option("--customers", min=20, help="How many customers it has.")] = 300,

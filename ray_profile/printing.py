@@ -26,7 +26,7 @@ PLURALS = {"review": "reviews", "search": "searches", "view": "views", "favourit
 PLURALS |= {"cart": "put in the cart", "purchase": "purchases", "return": "returns"}
 
 LABEL_CELLS = 10
-FACT_COLUMNS = (("share", 5), ("rows", 11), ("items", 6), ("stance", 8), ("last", 10), ("from", 9))
+FACT_COLUMNS = (("share", 5), ("rows", 11), ("items", 6), ("stance", 8), ("last", 10), ("from", 10))
 TAG_CELLS = 12  # at least; a longer tag is folded where the terminal is narrow
 MAX_TAGS = 12
 WIDE = 100  # cells from which an evidence id is printed whole
@@ -170,6 +170,7 @@ def _feelings(found: dict[str, Any]) -> list[str]:
         return []
     shares = [f"{felt[name]:.0%} {name}" for name in ("positive", "neutral", "negative")]
     source = {"stars": "their stars", "probe": "their words", "mixed": "their stars and words"}
+    source["model"] = "their words, as the trained model reads them"
     shares[-1] += f" in {_counted(felt['n'], 'review', 'reviews')} (by {source.get(felt['source'], felt['source'])})"
     if found["mean_rating"] is not None:
         shares.append(f"mean rating {found['mean_rating']:.1f} of 5")
@@ -194,7 +195,8 @@ def _tags(out: Console, label: str, tags: Sequence[dict[str, Any]]) -> None:
             f"{tag['items']}{' weak' if tag['weak'] else ''}",
             tag["stance"] or "",
             _day(tag["last"]),
-            tag["source"],
+            # Only the model's score is a probability; a cosine would look like one.
+            f"model {tag['score']:.0%}" if tag["source"] == "model" else tag["source"],
         )
         name = Text(plain(tag["tag"]), style="dim" if tag["weak"] else "")
         styled = [Text(cell, style=STANCES.get(cell, "")) for cell in cells]

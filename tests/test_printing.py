@@ -86,6 +86,18 @@ def test_only_reviews() -> None:
     assert "buys" in text[text.index("not enough data for") :]
 
 
+def test_what_the_trained_model_says_is_told_with_how_sure_it_is() -> None:
+    felt = {"negative": 0.1, "neutral": 0.2, "positive": 0.7, "n": 3, "trend": None, "source": "model", "evidence": []}
+    tags = [tag("coffee", source="model", score=0.834), tag("tea", source="zero-shot", score=0.51), tag("milk")]
+    for width in (80, 120):
+        text = shown(acts("review", sentiment=felt, tags=[*tags, tag("sure", source="model", score=0.999)]), width)
+        assert "in 3 reviews (by their words, as the trained model reads them)" in " ".join(text.split())
+        ends = {line.split()[0]: line.split()[-2:] for line in text.splitlines() if "66 of 215" in line}
+        assert (ends["coffee"], ends["sure"]) == (["model", "83%"], ["model", "100%"])
+        assert ends["tea"][-1] == "zero-shot"  # its score is a cosine
+        assert ends["milk"][-1] == "catalogue"
+
+
 def test_markup_and_emoji_codes_in_user_text_print_as_they_are() -> None:
     nasty = "[red]:cat: [/] [bold"
     found = acts("review", tags=[tag(nasty, evidence=[proof(nasty)])], keywords=[{"term": nasty, "n": 1}])

@@ -1,4 +1,6 @@
-"""What a text vector says: how a reviewer feels (a trained probe), and which of the shop's tags it is about.
+"""What a text vector says: how a reviewer feels (a linear probe), and which of the shop's tags it is about.
+
+Both come in two kinds: fitted on frozen vectors or by likeness, here; or trained with the encoder (trained.py).
 
 Axes: N rows, D width of a vector, T tags. Vectors are unit vectors in float16.
 """
@@ -25,6 +27,8 @@ from ray_profile.errors import EncoderError
 
 Vectors = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float32]
+
+Activation = Literal["softmax", "sigmoid"]
 
 SENTIMENTS = ("negative", "neutral", "positive")
 MIN_ROWS = 200
@@ -61,6 +65,7 @@ class Probe:
     weights: Floats  # (3, D)
     bias: Floats  # (3,); -inf for a class that no row of the training set had
     report: dict[str, Any]
+    source: str = "probe"  # what profiles call it; "model" where it was trained with the encoder
 
     @classmethod
     def fit(cls, vectors: Vectors, ratings: npt.ArrayLike, users: pl.Series) -> Probe | None:
@@ -121,11 +126,8 @@ class Probe:
     def from_bytes(cls, data: bytes) -> Probe:
         """Read `to_bytes` back; raises `EncoderError` for anything else."""
         try:
-            tensors = load_safetensors(data)
-            # The format: 8 bytes of length, then a JSON header (huggingface.co/docs/safetensors).
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            report = json.loads(header["__metadata__"]["report"])
-            probe = cls(tensors["weights"], tensors["bias"], report)
+            tensors, said = unpacked(data)
+            probe = cls(tensors["weights"], tensors["bias"], json.loads(said["report"]))
         except (SafetensorError, ValueError, KeyError) as error:
             raise EncoderError(f"the sentiment probe cannot be read ({error}); train it again.") from error
         if probe.weights.ndim != 2 or len(probe.weights) != 3 or probe.bias.shape != (3,):
@@ -136,6 +138,14 @@ class Probe:
     def digest(self) -> str:
         """SHA-256 (16 hex digits) over weights and bias."""
         return hashlib.sha256(self.weights.tobytes() + self.bias.tobytes()).hexdigest()[:16]
+
+
+def unpacked(data: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises `SafetensorError` or `ValueError` for anything else."""
+    tensors = load_safetensors(data)
+    # The format: 8 bytes of length, then a JSON header (huggingface.co/docs/safetensors).
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return tensors, header.get("__metadata__", {})
 
 
 #: Inverse L2 strength and class weight.
@@ -185,20 +195,58 @@ def _user_hashes(users: pl.Series) -> npt.NDArray[np.int64]:
     return frame.join(distinct, on="user", how="left", maintain_order="left")["hashed"].to_numpy()
 
 
+def tag_vectors(taxonomy: Taxonomy, encoder: Encodes) -> Floats:
+    """(T, D): of each tag the mean of the unit vectors of its texts (`Tag.texts`), made a unit again."""
+    texts = pl.DataFrame(
+        {"tag": [tag.id for tag in taxonomy.tags], "text": [list(tag.texts) for tag in taxonomy.tags]}, schema=_TEXTS
+    )
+    texts = texts.with_row_index("at").explode("text")
+    encoded = np.asarray(encoder.encode(texts["text"]).vectors, dtype=np.float32)
+    vectors = np.zeros((len(taxonomy.tags), encoded.shape[1]), dtype=np.float32)
+    np.add.at(vectors, texts["at"].to_numpy(), encoded)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return vectors
+
+
+@dataclass(frozen=True, eq=False)
+class Odds:
+    """How a text's products with the tags' vectors become probabilities: logit_t = scale x product_t + bias_t."""
+
+    scale: float
+    bias: Floats  # (T,)
+    activation: Activation
+
+    def __call__(self, products_NT: Floats) -> Floats:
+        """Probabilities (N, T): over all tags together (softmax), or of each by itself (sigmoid)."""
+        from scipy.special import expit, softmax  # a tenth of a second, and zero-shot tags need neither
+
+        logits_NT = np.float32(self.scale) * products_NT + self.bias
+        p_NT: Floats = softmax(logits_NT, axis=1) if self.activation == "softmax" else expit(logits_NT)
+        return p_NT
+
+
 @dataclass(frozen=True, eq=False)
 class TagMatrix:
-    """The tags of a taxonomy as an encoder sees them: zero-shot tagging by cosine, with a threshold per tag.
+    """The tags of a taxonomy as an encoder sees them, with a threshold per tag on a text's score.
 
-    A tag's vector is the mean of the unit vectors of its name (with the description) and examples, made a unit again.
+    Zero-shot (`build`) the score is the cosine with the tag's vector (`tag_vectors`); where the tags were trained
+    (`trained.TrainedTags.matrix`) it is a calibrated probability.
     """
 
     tags: tuple[str, ...]
-    vectors: Floats  # (T, D), unit
-    thresholds: Floats  # (T,), cosine
+    vectors: Floats  # (T, D); unit vectors where zero-shot
+    thresholds: Floats  # (T,), on the score
+    odds: Odds | None = None
+
+    @property
+    def source(self) -> str:
+        """What profiles call the tags that it gives."""
+        return "zero-shot" if self.odds is None else "model"
 
     @classmethod
     def build(cls, taxonomy: Taxonomy, encoder: Encodes, threshold: float | None = None) -> TagMatrix:
-        """Encode the taxonomy. `threshold` (cosine) overrides the ones measured from the encoder's noise.
+        """Encode the taxonomy for zero-shot tagging. `threshold` (cosine) overrides those measured from the encoder's
+        noise.
 
         The noise is a tag's similarity to 64 fixed English and Chinese review sentences that name no product. A tag's
         threshold is its mean noise, in the language that is nearer to the tag, plus `NOISE_SDS` standard deviations,
@@ -214,12 +262,7 @@ class TagMatrix:
         """
         background, is_chinese = _background(encoder)
         tags = tuple(tag.id for tag in taxonomy.tags)
-        texts = pl.DataFrame({"tag": tags, "text": [list(tag.texts) for tag in taxonomy.tags]}, schema=_TEXTS)
-        texts = texts.with_row_index("at").explode("text")
-        encoded = np.asarray(encoder.encode(texts["text"]).vectors, dtype=np.float32)
-        vectors = np.zeros((len(tags), encoded.shape[1]), dtype=np.float32)
-        np.add.at(vectors, texts["at"].to_numpy(), encoded)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        vectors = tag_vectors(taxonomy, encoder)
         noise = [background[language] @ vectors.T for language in (~is_chinese, is_chinese)]
         mean_GT = np.stack([scores.mean(0) for scores in noise])
         nearer = mean_GT.argmax(0), np.arange(len(tags))
@@ -229,9 +272,10 @@ class TagMatrix:
         return cls(tags, vectors, thresholds.astype(np.float32))
 
     def tags_of(self, vectors: npt.NDArray[Any]) -> pl.DataFrame:
-        """Tag N unit vectors: columns row u32, tag str, score f32 (cosine), sorted by row, score (highest first), tag.
+        """Tag N unit vectors: columns row u32, tag str, score f32, sorted by row, score (highest first), tag.
 
-        A row has at most `MAX_TAGS` tags, those furthest above their thresholds; none where no tag reaches its own.
+        A row has at most `MAX_TAGS` tags, those furthest above their thresholds (cosines by difference, probabilities
+        by ratio); none where no tag reaches its own.
         """
         step = max(1, _SCORES_AT_ONCE // max(1, len(self.tags)))
         parts = [self._tag_block(vectors[at : at + step], at) for at in range(0, len(vectors), step)]
@@ -249,7 +293,11 @@ class TagMatrix:
         if not self.tags:
             return np.empty(0), np.empty(0), np.empty(0)
         scores_NT = vectors.astype(np.float32) @ self.vectors.T
-        above_NT = scores_NT - self.thresholds
+        if self.odds is None:
+            above_NT = scores_NT - self.thresholds
+        else:
+            scores_NT = self.odds(scores_NT)
+            above_NT = scores_NT / self.thresholds - 1
         best = np.argsort(-above_NT, axis=1, kind="stable")[:, :MAX_TAGS]
         rows, places = np.nonzero(np.take_along_axis(above_NT, best, 1) >= 0)
         tags = best[rows, places]

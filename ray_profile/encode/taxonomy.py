@@ -77,7 +77,23 @@ class Taxonomy:
         if not isinstance(entries, list) or not entries:
             raise TaxonomyError(f"{where} has no tags; write at least one [[tags]] with an id and a name.")
         tags = tuple(_tag(entry, f"{where}: tag {at}") for at, entry in enumerate(entries, 1))
-        _check_tree(tags, where)
+        _check_parents(tags, where)
+        _check_categories(tags, where)
+        return cls(tags)
+
+    @classmethod
+    def restored(cls, entries: Any, where: str) -> Taxonomy:
+        """Tags as `dataclasses.asdict` gave them, which is how a trained model keeps them.
+
+        Unlike in a file that a person writes, ids may be a catalogue's own words, spaces and all, and two of them may
+        differ in nothing but their case. Raises `TaxonomyError`.
+        """
+        try:
+            lists = [{**entry, **{key: tuple(entry.get(key, ())) for key in _LISTS}} for entry in entries]
+            tags = tuple(Tag(**entry) for entry in lists)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise TaxonomyError(f"{where} = {entries!r:.100} is no list of tags ({error}).") from error
+        _check_parents(tags, where)
         return cls(tags)
 
     @cached_property
@@ -110,19 +126,23 @@ def _tag(entry: Any, where: str) -> Tag:
     return Tag(**texts, examples=tuple(entry.get("examples", ())), categories=tuple(entry.get("categories", ())))
 
 
-def _check_tree(tags: Sequence[Tag], where: str) -> None:
-    parent_of: dict[str, str] = {}
+def _check_categories(tags: Sequence[Tag], where: str) -> None:
     owner: dict[str, str] = {}
-    for at, tag in enumerate(tags, 1):
-        if tag.id in parent_of:
-            raise TaxonomyError(f"{where}: tag {at} repeats the id {tag.id!r}; ids are unique.")
-        parent_of[tag.id] = tag.parent
+    for tag in tags:
         for category in tag.categories:
             if owner.setdefault(category.casefold(), tag.id) != tag.id:
                 raise TaxonomyError(
                     f"{where}: category {category!r} is claimed by {owner[category.casefold()]!r} and {tag.id!r}; "
                     "leave it with one."
                 )
+
+
+def _check_parents(tags: Sequence[Tag], where: str) -> None:
+    parent_of: dict[str, str] = {}
+    for at, tag in enumerate(tags, 1):
+        if tag.id in parent_of:
+            raise TaxonomyError(f"{where}: tag {at} repeats the id {tag.id!r}; ids are unique.")
+        parent_of[tag.id] = tag.parent
     for tag in tags:
         if tag.parent and tag.parent not in parent_of:
             near = difflib.get_close_matches(tag.parent, parent_of, n=1, cutoff=0.0)[0]

@@ -112,7 +112,7 @@ class TextEncoder:
         ids_BL, is_padded = texts.rectangle(rows_B)
         ids = self._place.send(torch.from_numpy(ids_BL))
         lengths = self._place.send(torch.from_numpy(texts.lengths[rows_B])) if is_padded else None
-        return _pool(self._model(ids, lengths), lengths, self._settings.pooling).to(torch.float16)
+        return pool(self._model(ids, lengths), lengths, self._settings.pooling).to(torch.float16)
 
 
 def _ragged(ids: pa.LargeListArray[Any] | pa.ChunkedArray[Any]) -> Ragged:
@@ -148,7 +148,7 @@ def _load_model(folder: Path, named: str, place: Place) -> Model:
     )
 
 
-def _pool(h_BLD: torch.Tensor, lengths_B: torch.Tensor | None, pooling: str) -> torch.Tensor:
+def pool(h_BLD: torch.Tensor, lengths_B: torch.Tensor | None, pooling: str) -> torch.Tensor:
     """One unit vector a text (B, D), float32; None: every text fills its row."""
     batch, length, _ = h_BLD.shape
     if pooling == "cls":

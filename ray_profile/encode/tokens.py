@@ -66,6 +66,13 @@ class Tokenizer:
             named = named.get("content")
         return cls(backend, settings, backend.token_to_id(named) if isinstance(named, str) else None)
 
+    @property
+    def special(self) -> tuple[int, ...]:
+        """The tokens that stand for no text; first the one that hides another, or the unknown token."""
+        known = {token.content: at for at, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        mask = next((at for text, at in known.items() if "mask" in text.lower()), self._unknown or 0)
+        return (mask, *sorted(set(known.values()) - {mask}))
+
     def tokenise(self, texts: pl.Series | pa.ChunkedArray[Any] | pa.Array[Any]) -> Tokens:
         """Tokenise N texts without nulls; texts longer than `max_length` tokens are cut and counted.
 

@@ -34,6 +34,14 @@ _DIGESTED = {
     "vocab.txt",
 }
 
+#: What a trained model's folder holds beside an encoder.
+HEADS_FILE, MODEL_FILE, MANIFEST_FILE = "heads.safetensors", "model.json", "manifest.json"
+
+#: The scheme of a model that lies under the root of a run, and the end of the address that it stands for.
+UNDER_ROOT = "root:"
+_VERSION = re.compile(r"/models/[^/]+/([0-9a-f]{16})/?$")
+
+_RESTORE = "restore it from a copy, or train the model again"
 _NEXT_STEP = (
     f"Name a folder, an s3:// prefix, a Hugging Face id such as 'BAAI/bge-small-zh-v1.5', or {config.DEFAULT_ENCODER!r}"
 )
@@ -45,8 +53,15 @@ def resolve(model: str) -> Path:
     `model` is a folder; `package:<module>/<folder>` for weights that an installed package ships (its code is not run);
     `bundled:multilingual-e5-small`, which comes with the extra `bilingual`;
     a prefix with a scheme, as `s3://bucket/models/x`; or a Hugging Face id (only then the network is used).
-    Raises `EncoderError` where nothing is found or where the weights are not safetensors.
+    A trained model's files are compared with its manifest, once a process where it is a folder, and when it is
+    downloaded. Raises `EncoderError` where nothing is found, where the weights are not safetensors, or where a file is
+    not the one that was published.
     """
+    if model.startswith(UNDER_ROOT):
+        raise EncoderError(
+            f"encoder.model {model!r} names a model of the root, which only a run on that root looks up; name its "
+            f"address instead: ROOT/models/{model.removeprefix(UNDER_ROOT)}/DIGEST."
+        )
     if model.startswith("package:"):
         folder = _in_package(model)
     elif model.startswith("bundled:"):
@@ -57,11 +72,12 @@ def resolve(model: str) -> Path:
         folder = _from_store(model)
     elif Path(model).expanduser().is_dir():
         folder = Path(model).expanduser().resolve()
+        _assert_published(model, folder)
     elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         folder = _from_hub(model)
     else:
         raise EncoderError(f"encoder.model {model!r}: there is no such folder. {_NEXT_STEP}.")
-    _assert_loadable(model, folder)
+    assert_loadable(model, folder)
     return folder
 
 
@@ -74,8 +90,7 @@ def model_digest(folder: Path, settings: config.Encoder) -> str:
     files = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and (path.suffix in {".safetensors", ".model"} or path.name in _DIGESTED):
-            stat = path.stat()
-            files[path.name] = _file_hash(str(path), stat.st_size, stat.st_mtime_ns)
+            files[path.name] = file_hash(path)
     return config.digest(
         {"files": files, "prefix": settings.prefix, "pooling": settings.pooling, "max_length": settings.max_length}
     )
@@ -87,6 +102,54 @@ def cache_folder() -> Path:
     folder = (Path(home) if home else Path.home() / ".cache") / "ray_profile"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, read once a process for as long as its size and time stay the same."""
+    stat = path.stat()
+    return _file_hash(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def verified(folder: Path, named: str | None = None) -> Path:
+    """The folder of a published model, after comparing its files with its manifest; errors call it `named`.
+
+    Files that no model is read from may be missing, as a download leaves them out. Raises `EncoderError` for any other
+    that is missing, is another one, or was not published.
+    """
+    named = named or str(folder)
+    files = read_json(folder / MANIFEST_FILE).get("files")
+    if not isinstance(files, dict):
+        raise EncoderError(f"{named}: {MANIFEST_FILE} is missing or names no files; {_RESTORE}.")
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            if _is_wanted(name):
+                raise EncoderError(f"{named}: {name} is gone, which the manifest names; {_RESTORE}.")
+        elif (found := file_hash(path)) != expected:
+            raise EncoderError(f"{named}: {name} has SHA-256 {found}, and {expected} in the manifest; {_RESTORE}.")
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST_FILE and name not in files and _is_wanted(name):
+            raise EncoderError(f"{named}: {name} is not in the manifest, so it was not published; take it away.")
+    return folder
+
+
+def _assert_published(model: str, folder: Path) -> None:
+    """Verify a trained model that has a manifest; one that is addressed by its digest must have the one of that digest.
+
+    Somebody else's manifest.json, without our model.json beside it, is none of our business.
+    """
+    version = _VERSION.search(model)
+    if version is None and not all((folder / name).is_file() for name in (MODEL_FILE, MANIFEST_FILE)):
+        return
+    verified(folder, model)
+    found = file_hash(folder / MANIFEST_FILE)[:16]
+    if version is not None and found != version[1]:
+        raise EncoderError(f"{model}: {MANIFEST_FILE} has digest {found}, not {version[1]}; {_RESTORE}.")
+
+
+def _is_wanted(name: str) -> bool:
+    return any(Path(name).match(pattern) for pattern in _WANTED)
 
 
 @lru_cache(maxsize=256)
@@ -122,17 +185,17 @@ def _from_store(model: str) -> Path:
         raise EncoderError(
             f"encoder.model {model!r} cannot be listed ({error}); check the address, the endpoint and the credentials."
         ) from error
-    wanted = {path: info for path, info in found.items() if any(Path(path).match(pattern) for pattern in _WANTED)}
+    wanted = {path: info for path, info in found.items() if _is_wanted(path)}
     if not wanted:
         raise EncoderError(f"encoder.model {model!r}: no model file lies under this prefix. {_NEXT_STEP}.")
     stamp = config.digest([model, sorted((path, info["size"], info.get("ETag")) for path, info in wanted.items())])
     folder = cache_folder() / "models" / stamp
     if not folder.is_dir():
-        _download(filesystem, prefix, list(wanted), folder)
+        _download(filesystem, model, prefix, list(wanted), folder)
     return folder
 
 
-def _download(filesystem: fsspec.AbstractFileSystem, prefix: str, paths: list[str], folder: Path) -> None:
+def _download(filesystem: fsspec.AbstractFileSystem, model: str, prefix: str, paths: list[str], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     root = prefix.rstrip("/") + "/"
@@ -141,6 +204,7 @@ def _download(filesystem: fsspec.AbstractFileSystem, prefix: str, paths: list[st
             target = partial / path.removeprefix(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             filesystem.get_file(path, str(target))
+        _assert_published(model, partial)
         try:
             partial.rename(folder)
         except OSError:
@@ -166,9 +230,10 @@ def _from_hub(model: str) -> Path:
         ) from error
 
 
-def _assert_loadable(model: str, folder: Path) -> None:
+def assert_loadable(model: str, folder: Path) -> None:
+    """Raise `EncoderError`, which calls the folder `model`, unless it holds safetensors weights and a tokenizer."""
     names = {path.name for path in folder.iterdir()}
-    if not any(name.endswith(".safetensors") for name in names):
+    if not any(name.endswith(".safetensors") and name != HEADS_FILE for name in names):
         pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
         why = f"only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "no weights"
         raise EncoderError(

@@ -103,7 +103,7 @@ def build(
         from ray_profile.pipelines.fusing import fuse_changed
         from ray_profile.pipelines.wave import fold_wave
 
-        engine = engine_of(config, local, progress)
+        engine = engine_of(run.config, local, progress)
         watch.mark(summary, "start")
         try:
             try:

@@ -16,11 +16,9 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from ray_profile.config import Config
-from ray_profile.encode.taxonomy import Taxonomy
-from ray_profile.encode.weights import model_digest, resolve
 from ray_profile.errors import RayProfileError
 from ray_profile.pipelines.estimate import Estimate, estimate
-from ray_profile.pipelines.run import Run, listed, width_of
+from ray_profile.pipelines.run import Run, listed, resolved
 from ray_profile.schema import REASONS, SCHEMA_VERSION
 from ray_profile.sources.files import SourceFile
 from ray_profile.sources.quality import SourceQuality, describe
@@ -106,12 +104,7 @@ def _plan(config: Config, key: bytes | None, clock: datetime, problems: list[str
         table = Table(root, "states")
         if table.open() is None:
             return None, True
-        folder = resolve(config.encoder.model)
-        taxonomy = Taxonomy.load(config.taxonomy.path) if config.taxonomy.path else None
-        digest = model_digest(folder, config.encoder)
-        writer = Writer(root, table, ignore_step)
-        run = Run(config, root, writer, ignore_step, clock, key is not None, taxonomy, digest, width_of(folder))
-        return run.plan(), True
+        return Run.on(resolved(config), root, Writer(root, table, ignore_step), ignore_step, clock).plan(), True
     except RayProfileError as error:
         problems.append(str(error))
         return None, exists

@@ -13,7 +13,8 @@ import pyarrow as pa
 from ray_profile.config import Config, Source
 from ray_profile.encode.text import TextEncoder
 from ray_profile.encode.tokens import Letters, readable_or_raise
-from ray_profile.errors import EncoderError
+from ray_profile.errors import EncoderError, RayProfileError
+from ray_profile.pipelines.run import resolved
 from ray_profile.profile.facet import FoldContext
 from ray_profile.profile.fold import fold
 from ray_profile.profile.items import Items
@@ -116,8 +117,8 @@ def _encoder(config: Config, drawn: Mapping[str, Sample], problems: list[str]) -
     if all(not len(sample.titles) and not len(_texts(sample)) for sample in drawn.values()):
         return None
     try:
-        return TextEncoder.load(config.encoder)
-    except EncoderError as error:
+        return TextEncoder.load(resolved(config).encoder)
+    except RayProfileError as error:
         problems.append(str(error))
         return None
 

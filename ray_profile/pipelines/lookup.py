@@ -84,7 +84,7 @@ def _as_of(config: Config, root: Root, name: str, bucket: int, moment: datetime,
     from ray_profile.pipelines import tables  # the facets, which a plain lookup does without
     from ray_profile.pipelines.buckets import statistics_of_bucket
     from ray_profile.pipelines.fusing import by_bucket
-    from ray_profile.pipelines.run import width_of
+    from ray_profile.pipelines.run import resolved, width_of
     from ray_profile.profile import statistics
     from ray_profile.profile.facet import FuseContext
     from ray_profile.profile.fold import state_schema
@@ -94,13 +94,14 @@ def _as_of(config: Config, root: Root, name: str, bucket: int, moment: datetime,
 
     facts = root.facts
     moment = check_as_of(moment, facts.period)
+    config = resolved(config, root)
     folder = resolve(config.encoder.model)
     width = width_of(folder)
     states, digest = tables.states_table(root, width), model_digest(folder, config.encoder)
     handle, items = states.open(), tables.items_table(root).open()
     if handle is None:
         raise RootError(f"{root.address} has no states yet; `ray-profile build` makes them")
-    check_digests(Writer(root, states).past(), {"encoder": digest})
+    check_digests(Writer(root, states).past(), {"encoder": digest}, config.model_dump(mode="json"))
     files = by_bucket(handle.files())
     corpus = statistics.combine(statistics_of_bucket(root, width, each, moment) for each in files.values())
     context = FuseContext(

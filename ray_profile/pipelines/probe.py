@@ -1,6 +1,7 @@
 """The sentiment probe of a root: fitted once on the shop's own stars, then kept, so that every wave is judged alike.
 
-It is fitted only where reviews without stars are seen; a shop whose reviews all have stars never pays for it.
+It is fitted only where reviews without stars are seen; a shop whose reviews all have stars never pays for it, and
+neither does one whose encoder was trained together with a sentiment head: that is its probe.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ ROWS_PER_SOURCE = 40_000  # reviews read at most
 
 
 def find_or_fit(run: Run, parts: Sequence[Range], engine: Engine) -> Probe | None:
-    """The root's probe; else, if some reviews of a wave's ranges lack stars, one fitted on a sample of all that the
-    sources list now, folded or not, if it is any good.
+    """The model's own sentiment head; else the root's probe; else, if some reviews of a wave's ranges lack stars, one
+    fitted on a sample of all that the sources list now, folded or not, if it is any good.
 
     So it makes no difference to the probe which of the files were folded first, or how small the waves are. Raises
     `RootError` where the stored probe is not what was stored.
     """
-    known = stored(run.root)
+    known = run.sentiment or stored(run.root)
     if known is not None:
         return known
     if not _lacking(run, [part for part in parts if may_hold_text(run.config.sources[part.file.source])]):
@@ -50,8 +51,9 @@ def find_or_fit(run: Run, parts: Sequence[Range], engine: Engine) -> Probe | Non
 
 
 def publish(root: Root, probe: Probe | None) -> None:
-    """Keep a probe for all waves to come; called once its wave is sure to be committed, if nobody comes first."""
-    if probe is not None:
+    """Keep a probe that was fitted for all waves to come; called once its wave is sure to be committed, if nobody comes
+    first."""
+    if probe is not None and probe.source == "probe":
         body = probe.to_bytes()
         mark = hashlib.sha256(body).hexdigest()
         root.create_bytes(body, *FOLDER, f"{mark}.safetensors")

@@ -11,13 +11,16 @@ from pathlib import Path
 
 from ray_profile import config as configuration
 from ray_profile.config import Config
+from ray_profile.encode.heads import Probe
 from ray_profile.encode.taxonomy import Taxonomy
-from ray_profile.encode.weights import model_digest, read_json, resolve
+from ray_profile.encode.trained import Heads, settled, stored_taxonomy
+from ray_profile.encode.weights import UNDER_ROOT, model_digest, read_json, resolve
 from ray_profile.errors import EncoderError, SourceError
 from ray_profile.schema import SCHEMA_VERSION
 from ray_profile.sources.files import SourceFile, expand
 from ray_profile.sources.formats import describes_items, is_catalogue
 from ray_profile.sources.redact import fingerprint
+from ray_profile.store import models
 from ray_profile.store.plan import Plan, check_digests
 from ray_profile.store.root import Root, RootFacts, normal
 from ray_profile.store.tables import Table
@@ -28,7 +31,7 @@ NEWEST = "newest"
 
 #: How the paths begin of all that runs write under a root, drafts and all: a source may lie around it or beside it.
 _OWN = re.compile(
-    r"ray_profile\.json|statistics/\d+\.parquet|models/sentiment-probe/|quarantine/[0-9a-f]{32}/"
+    r"ray_profile\.json|statistics/\d+\.parquet|models/[^/]+/|training/|quarantine/[0-9a-f]{32}/"
     r"|(?:states|profiles|items|waves)/(?:.+/)?[0-9a-f]{32}[-.]"
 )
 
@@ -46,6 +49,7 @@ class Run:
     taxonomy: Taxonomy | None
     encoder_digest: str
     width: int
+    heads: Heads | None  # what the encoder was trained with
 
     @classmethod
     def open(cls, config: Config, clock: datetime, at: Step = ignore_step) -> Run:
@@ -53,20 +57,36 @@ class Run:
 
         Raises `ConfigError`, `EncoderError`, `TaxonomyError`, `RootError` and `StorageError`.
         """
+        config = resolved(config)
         key = config.privacy.key()
         for source in config.sources.values():
             is_catalogue(source)  # an unknown format is an error before anything is written
-        folder = resolve(config.encoder.model)
-        width = width_of(folder)
-        taxonomy = Taxonomy.load(config.taxonomy.path) if config.taxonomy.path else None
+        width = width_of(resolve(config.encoder.model))
         state = config.state
         facts = RootFacts(SCHEMA_VERSION, state.buckets, state.period, state.half_life_days, fingerprint(key))
         if not Root.exists(config.root):
             _insist_on_files(config, config.sources)  # a mistyped path must leave no folder behind
         root = Root.open(config.root, facts)
-        writer = Writer(root, _states(root, width), at)
+        return cls.on(config, root, Writer(root, _states(root, width), at), at, clock)
+
+    @classmethod
+    def on(cls, config: Config, root: Root, writer: Writer, at: Step, clock: datetime) -> Run:
+        """A run of a `resolved` configuration on a root that is open. Raises `EncoderError` and `TaxonomyError`."""
+        folder = resolve(config.encoder.model)
+        heads = Heads.read(folder)
+        taxonomy = None
+        if config.taxonomy.path:
+            taxonomy = Taxonomy.load(config.taxonomy.path)
+        elif heads is not None and heads.tags is not None:
+            taxonomy = stored_taxonomy(folder)
+        keyed = config.privacy.key() is not None
         digest = model_digest(folder, config.encoder)
-        return cls(config, root, writer, at, clock, key is not None, taxonomy, digest, width)
+        return cls(config, root, writer, at, clock, keyed, taxonomy, digest, width_of(folder), heads)
+
+    @property
+    def sentiment(self) -> Probe | None:
+        """The sentiment head that the encoder was trained with."""
+        return self.heads.sentiment if self.heads is not None else None
 
     def plan(self) -> Plan:
         """List the sources and say what is new.
@@ -89,7 +109,7 @@ class Run:
 
     def check(self) -> None:
         """Raise `RootError` where what must stay the same over the waves of a root is not what its last one had."""
-        check_digests(self.writer.past(), self.digests())
+        check_digests(self.writer.past(), self.digests(), self.config.model_dump(mode="json"))
 
     def digests(self) -> Mapping[str, str | None]:
         """What must stay the same over the waves of a root, and what each wave was read with."""
@@ -114,6 +134,20 @@ class Run:
             return
         missing -= {file.source for past in self.writer.past() for file in past.wave.files}
         _insist_on_files(self.config, sorted(missing))
+
+
+def resolved(config: Config, root: Root | None = None) -> Config:
+    """The configuration with its encoder named for good, and with the settings that it was trained with.
+
+    "root:<name>" becomes the address of the model's current version under `root` (by default that of the
+    configuration), so that every worker of a run, wherever it is, reads the same one, whatever is published meanwhile.
+    Raises `EncoderError` where there is no such model, or where `[encoder]` contradicts it.
+    """
+    encoder = config.encoder
+    if encoder.model.startswith(UNDER_ROOT):
+        address = models.located(root or Root.bare(config.root), encoder.model.removeprefix(UNDER_ROOT))
+        encoder = encoder.model_copy(update={"model": address})
+    return config.model_copy(update={"encoder": settled(encoder, resolve(encoder.model))})
 
 
 def listed(config: Config, name: str) -> list[SourceFile]:

@@ -88,10 +88,12 @@ def _newest(run: Run, written: Sequence[work.Written]) -> dict[str, int]:
 
 
 def make_tagger(run: Run, engine: Engine) -> Tagger:
-    """The taxonomy's tags, with the vectors by which texts resemble them."""
+    """The taxonomy's tags, with the vectors by which texts resemble them, and the model's own head for reviews."""
     if run.taxonomy is None:
         return Tagger()
-    return Tagger(run.taxonomy, TagMatrix.build(run.taxonomy, engine, run.config.taxonomy.threshold))
+    plain = TagMatrix.build(run.taxonomy, engine, run.config.taxonomy.threshold)
+    trained = run.heads.tags if run.heads is not None else None
+    return Tagger(run.taxonomy, plain, None if trained is None else trained.over(plain.tags, plain.vectors))
 
 
 def _ranges(run: Run, wave: Wave) -> tuple[dict[Key, list[Range]], dict[Key, FileRejected]]:

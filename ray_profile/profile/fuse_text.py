@@ -22,13 +22,15 @@ EVIDENCE = pl.List(
 _TAG: dict[str, pl.DataType] = {
     "tag": _TEXT,
     "share": _FLOAT,  # of what this person does, in [0, 1], smoothed towards the shop's share
-    "score": _FLOAT,  # mean: 1 for the catalogue's word, a cosine for a resemblance
+    #: Mean. Where the source is model: of the model's calibrated probabilities. Else: 1 for the catalogue's word, a
+    #: cosine for a resemblance (zero-shot).
+    "score": _FLOAT,
     "support": _INT,  # rows with the tag ...
     "of": _INT,  # ... of rows that could carry one
     "items": _INT,  # distinct items among them; estimated beyond 1,024 pairs of tag and item in a period
     "last": TIME,
     "stance": _TEXT,  # liked, mixed, disliked; null where no review speaks
-    "source": _TEXT,
+    "source": _TEXT,  # catalogue, model or zero-shot: whose rows weigh most
     "weak": pl.Boolean(),  # fewer than two distinct items
     "evidence": EVIDENCE,
 }
@@ -58,7 +60,7 @@ DTYPES: dict[str, pl.DataType] = {
             "positive": _FLOAT,
             "n": _INT,
             "trend": _FLOAT,  # change of (positive - negative) per 30 days; null under two periods or three rows
-            "source": _TEXT,  # stars, probe or mixed
+            "source": _TEXT,  # stars, model (trained with the encoder), probe (fitted on the shop's stars) or mixed
             "evidence": pl.List(
                 pl.Struct(
                     {"feeling": _TEXT, "id": _TEXT, "weight": _FLOAT, "ts": TIME, "item_id": _TEXT, "snippet": _TEXT}
@@ -153,7 +155,6 @@ def _tags(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
     smoothed = (pl.col("weight") + PRIOR_WEIGHT * pl.col("prior").fill_null(0.0)) / (pl.col("all") + PRIOR_WEIGHT)
     tags = tags.with_columns(
         smoothed.alias("share"),
-        (pl.col("score") / pl.col("n")).alias("score"),
         pl.col("n").alias("support"),
         pl.col("items").fill_null(0),
         stance.alias("stance"),
@@ -166,13 +167,19 @@ def _tags(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:
 
 
 def _tag_sums(states: pl.DataFrame) -> pl.DataFrame:
-    """[u, tag, source, n, weight, score, *FEELINGS, last]; the source is the one of greater weight."""
+    """[u, tag, source, n, weight, score, *FEELINGS, last]; the source is the one of greater weight.
+
+    The score is a mean over rows of one measure: probabilities are not mixed with cosines and the catalogue's ones.
+    """
     sums = entries(states, text.TAGS, scaled=("weight", *text.FEELINGS)).filter(pl.col("key") != OTHER)
     parts = pl.col("key").str.split_exact(PART, 1).struct.rename_fields(["tag", "source"])
     sums = sums.with_columns(parts.alias("key")).unnest("key").sort("u", "tag", falling("weight"), "source")
+    is_model = pl.col("source") == "model"
+    score, n = (pl.col(name).filter(is_model == is_model.first()).sum() for name in ("score", "n"))
     return sums.group_by("u", "tag", maintain_order=True).agg(
         pl.col("source").first(),
-        *(pl.col(name).sum() for name in ("n", "weight", "score", *text.FEELINGS)),
+        (score / n).alias("score"),
+        *(pl.col(name).sum() for name in ("n", "weight", *text.FEELINGS)),
         pl.col("last").max(),
     )
 

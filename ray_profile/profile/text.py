@@ -111,13 +111,14 @@ def _text_vector(vectors: pl.DataFrame) -> list[pl.DataFrame]:
 
 
 def _feelings(rows: pl.DataFrame, context: FoldContext) -> pl.DataFrame:
-    """[row, negative, neutral, positive, source]: from the stars, else from the probe; no row where neither speaks."""
+    """[row, negative, neutral, positive, source]: from the stars, which are the truth, else from the probe, whether it
+    was fitted on the root's stars ("probe") or trained with the encoder ("model"); no row where neither speaks."""
     reviews = rows.filter(pl.col("kind") == "review")
     starred = reviews.filter(pl.col("rating").is_not_null())
     parts = [_felt(starred, heads.sentiment_of_stars(starred["rating"]), "stars")]
     silent = reviews.filter(pl.col("rating").is_null() & pl.col("vector").is_not_null())
     if context.probe is not None and not silent.is_empty():
-        parts.append(_felt(silent, context.probe.predict(silent["vector"].to_numpy()), "probe"))
+        parts.append(_felt(silent, context.probe.predict(silent["vector"].to_numpy()), context.probe.source))
     return pl.concat(parts)
 
 
@@ -143,7 +144,7 @@ def _tags(rows: pl.DataFrame, vectors: pl.DataFrame, felt: pl.DataFrame, context
     of_items = rows.select("row", "item").join(context.items.frame.select("item", "tags"), on="item")
     of_items = of_items.explode("tags").filter(pl.col("tags").is_not_null()).unnest("tags").select(*LONG)
     matrix = vectors["vector"].to_numpy() if not vectors.is_empty() else np.zeros((0, context.width), np.float16)
-    of_texts = context.tagger.tag_texts(matrix, np.arange(len(matrix)))
+    of_texts = context.tagger.tag_texts(matrix, np.arange(len(matrix)), (vectors["kind"] == "review").to_numpy())
     of_texts = of_texts.with_columns(vectors["row"].gather(of_texts["row"]).alias("row"))
     tagged = context.tagger.best([of_items.cast(pl.Schema(LONG)), of_texts.cast(pl.Schema(LONG))])
     tagged = tagged.join(rows.select("row", "g", "id", "ts", "item_id", "kind", "text", "snippet", "weight"), on="row")

@@ -103,13 +103,34 @@ _MAP = """
 # pv = "view"
 """
 
+_TRAIN = """
+# `ray-profile train`: the shop's own reviews fine-tune the encoder. docs/training.md says what each key does.
+# [train]
+# name = "encoder"
+# objectives = { sentiment = 1.0, tags = 1.0, contrast = 0.5 }
+# epochs = 2
+# tokens_per_batch = 8192
+# learning_rate = 2e-05
+# max_length = 256
+# workers = 2
+# engine = "deepspeed"
+# Its model is used by build, on a root without profiles of another encoder, when [encoder] says
+# model = "root:encoder"
+# [train.deepspeed]
+# zero_stage = 1
+# `ray-profile tune`: ranges that are searched for the best settings of [train].
+# [tune]
+# trials = 8
+# search = { learning_rate = [5e-06, 0.0001] }
+"""
+
 
 def starter() -> str:
     """The commented file, valid as it stands: the minimal example, and every other key as a comment."""
     parts = [_HEAD, *_keys("sources.NAME", Source), _MAP]
     for name, (model, meaning) in _SECTIONS.items():
         parts += [f"\n# {meaning}\n# [{name}]\n", *_keys(name, model)]
-    return "".join(parts)
+    return "".join([*parts, _TRAIN])
 
 
 def toml(value: object) -> str:

@@ -145,7 +145,7 @@ def make_plan(
     )
     listed = {(file.source, file.path) for file in files}
     assert len(listed) == len(files), "a source lists a file twice"
-    check_digests(past, digests)
+    check_digests(past, digests, config)
     known = _history(past)
     owners = {path: source for source, path in known}
     gone = _gone(known, listed)
@@ -188,19 +188,35 @@ def _history(past: Sequence[PastWave]) -> dict[tuple[str, str], _Past]:
     return known
 
 
-def check_digests(past: Sequence[PastWave], digests: Mapping[str, str | None]) -> None:
-    """Raise `RootError` for one of these digests that must stay the same and is not that of the last fold."""
+def check_digests(
+    past: Sequence[PastWave], digests: Mapping[str, str | None], config: Mapping[str, Any] | None = None
+) -> None:
+    """Raise `RootError` for one of these digests that must stay the same and is not that of the last fold.
+
+    `config` is the run's, as waves keep theirs: it says what another encoder is called.
+    """
     folds = [each.wave for each in past if each.wave.kind == "fold"]
     if not folds:
         return
     last = max(folds, key=lambda wave: wave.number)
-    for name, mend in FIXED_DIGESTS.items():
+    for name in FIXED_DIGESTS:
         there, here = last.digests.get(name), digests.get(name)
         if name in digests and there != here:
             raise RootError(
                 f"the {name} has changed since wave {last.number} ({last.clock}): digest {there!r} there, {here!r} "
-                f"now; {mend}"
+                f"now; {_mend(name, last.config, config or {})}"
             )
+
+
+def _mend(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    old, new = (each.get("encoder", {}).get("model") for each in (then, now))
+    if name != "encoder" or not old or not new or old == new:
+        return FIXED_DIGESTS[name]
+    # A new root has no models yet, so that there "root:<name>" would name nothing: both are named by their addresses.
+    return (
+        f"vectors of two encoders cannot be compared; keep the old one with encoder.model = {old!r}, or rebuild with "
+        f"the new one: build into a new root with encoder.model = {new!r}"
+    )
 
 
 def _check_source(file: PlannedFile, owner: str, listed: Collection[tuple[str, str]]) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -130,16 +131,21 @@ class Root:
     @classmethod
     def existing(cls, address: str) -> Root:
         """Open a root that a run has committed to; its facts are those that are fixed."""
-        address = normal(address)
-        found = cls(address, RootFacts(0, 0, "", 0.0, None))._facts()
+        root = cls.bare(address)
+        found = root._facts()
         if found is None:
-            raise RootError(f"there is no root at {address}; `ray-profile build` makes one")
-        return cls(address, found)
+            raise RootError(f"there is no root at {root.address}; `ray-profile build` makes one")
+        return cls(root.address, found)
 
     @classmethod
     def exists(cls, address: str) -> bool:
         """Whether a run has committed to a root there."""
-        return cls(normal(address), RootFacts(0, 0, "", 0.0, None))._facts() is not None
+        return cls.bare(address)._facts() is not None
+
+    @classmethod
+    def bare(cls, address: str) -> Root:
+        """The place alone, for what may lie there before anything is built, as models; its facts mean nothing."""
+        return cls(normal(address), RootFacts(0, 0, "", 0.0, None))
 
     def __repr__(self) -> str:
         return f"Root({self.address!r})"
@@ -212,7 +218,7 @@ class Root:
 
     def create_json(self, value: Any, *parts: str) -> bool:
         """Write a JSON file unless there is one; whether the file there is now ours. Nobody ever sees half of it."""
-        return self.create_bytes(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True).encode(), *parts)
+        return self.create_bytes(_json(value), *parts)
 
     def create_bytes(self, body: bytes, *parts: str) -> bool:
         """The same for any file."""
@@ -220,6 +226,21 @@ class Root:
             if self.remote:
                 return self._create_object(body, self.path(*parts))
             return _create_file(body, Path(self.path(*parts)))
+
+    def replace_json(self, value: Any, *parts: str) -> None:
+        """Write a JSON file whatever is there. Whoever reads it sees the old one or the new one, whole."""
+        self.replace(_json(value), *parts)
+
+    def replace(self, body: bytes | Path, *parts: str) -> None:
+        """The same for any file: bytes, or a copy of a local file, which need not fit into memory."""
+        with asking(self.address, f"write {'/'.join(parts)}"):
+            if not self.remote:
+                with _draft(body, Path(self.path(*parts))) as draft:
+                    draft.replace(self.path(*parts))
+            elif isinstance(body, bytes):
+                self.fs.pipe_file(self.path(*parts), body)
+            else:
+                self.fs.put_file(str(body), self.path(*parts))
 
     def list(self, *parts: str) -> list[Listing]:
         """Every file below a folder, sorted by path; empty where there is no such folder. Hidden files are left out."""
@@ -319,20 +340,36 @@ def normal(address: str) -> str:
     return str(Path(address.removeprefix("file://")).expanduser().absolute())
 
 
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True).encode()
+
+
 def _create_file(body: bytes, path: Path) -> bool:
+    with _draft(body, path) as draft:
+        try:
+            os.link(draft, path)  # unlike rename, this fails where the name is taken
+        except FileExistsError:
+            return path.read_bytes() == body
+    return True
+
+
+@contextmanager
+def _draft(body: bytes | Path, path: Path) -> Iterator[Path]:
+    """A whole file beside `path`, safely on the disk, to be given its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f"{path.name}.{secrets.token_hex(8)}.draft"  # not hidden, so that a cleaning finds it
     try:
         with draft.open("xb") as file:
-            file.write(body)
+            if isinstance(body, bytes):
+                file.write(body)
+            else:
+                with body.open("rb") as source:
+                    shutil.copyfileobj(source, file, 1 << 20)
             file.flush()
             os.fsync(file.fileno())
-        os.link(draft, path)  # unlike rename, this fails where the name is taken
-    except FileExistsError:
-        return path.read_bytes() == body
+        yield draft
     finally:
         draft.unlink(missing_ok=True)
-    return True
 
 
 def _modified(entry: Mapping[str, Any]) -> datetime:

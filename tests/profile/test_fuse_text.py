@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_profile.encode.heads import Probe
+from ray_profile.encode.heads import Odds, Probe, TagMatrix
 from ray_profile.profile.fuse import mean_fusion, unit
 from ray_profile.profile.fuse_text import PRIOR_WEIGHT
 from ray_profile.profile.items import Items
+from ray_profile.profile.tagging import Tagger
 from ray_profile.schema import KIND_WEIGHT
 
 Row = dict[str, Any]
@@ -174,6 +175,18 @@ def test_stars_speak_before_the_probe_and_both_are_mixed() -> None:
     assert silent["sentiment"] is None
 
 
+def test_a_head_that_was_trained_with_the_encoder_is_called_the_model() -> None:
+    head = Probe(world.PROBE.weights, world.PROBE.bias, {}, source="model")
+    glad = review(None, text="so so", vector=world.PLAIN)
+    felt, probed = (world.profile_of([glad], probe=each)["sentiment"] for each in (head, world.PROBE))
+    assert (felt["source"], probed["source"]) == ("model", "probe")
+    assert {**felt, "source": "probe"} == probed
+    both = world.profile_of([review(1.0), glad], probe=head)["sentiment"]
+    assert both["source"] == "mixed"
+    stars = world.profile_of([review(1.0, text="so so", vector=world.PLAIN)], probe=head)["sentiment"]
+    assert (stars["source"], stars["negative"]) == ("stars", 1)
+
+
 def test_evidence_names_the_feeling_it_speaks_for_and_three_even_shares_still_have_some() -> None:
     rows = [review(rating, text=f"stars {rating}", day=n) for n, rating in enumerate([1.0, 3.0, 5.0, 5.0, 5.0, 5.0])]
     evidence = world.profile_of(rows)["sentiment"]["evidence"]
@@ -220,6 +233,28 @@ def test_three_bad_reviews_are_an_interest_and_a_dislike() -> None:
     assert (tags["guitar"]["support"], tags["guitar"]["of"], tags["guitar"]["items"]) == (3, 4, 2)
     assert not tags["guitar"]["weak"]
     assert (tags["outdoor"]["stance"], tags["outdoor"]["weak"]) == (None, True)
+
+
+def test_a_models_probabilities_are_averaged_with_nothing_else() -> None:
+    """Where the model weighs most, its score is a mean probability; where it does not, it has no part in the score."""
+    odds = Odds(1.0, np.zeros(2, np.float32), "sigmoid")
+    heard = TagMatrix(("guitar", "outdoor"), np.eye(2, 4, dtype=np.float32), np.full(2, 0.5, np.float32), odds)
+    tagger = Tagger(world.TAXONOMY, world.MATRIX, heard)
+    said = [review(3.0, None, day=n, text="mm", vector=vector) for n, vector in enumerate([world.GUITAR, world.BOTH])]
+    p = 1 / (1 + np.exp(-np.array([1, 0.6])))
+
+    def scores(*rows: Row) -> dict[str, tuple[str, float, int]]:
+        found = world.profile_of(rows, tagger=tagger)["tags"]
+        return {t["tag"]: (t["source"], t["score"], t["support"]) for t in found}
+
+    only = scores(*said)
+    assert only["guitar"] == only["music"] == ("model", pytest.approx(p.mean(), abs=1e-3), 2)
+    view = {**review(day=2), "kind": "view"}  # of g1, which the catalogue calls a guitar; lighter than a review
+    assert scores(*said, view)["guitar"] == ("model", pytest.approx(p.mean(), abs=1e-3), 3)
+    bought = [{**review(day=2 + n), "kind": "purchase"} for n in range(9)]
+    assert scores(*said, *bought)["guitar"] == ("catalogue", 1.0, 11)
+    search = {**review(item=None, day=2), "kind": "search", "text": "strings", "vector": world.GUITAR}
+    assert scores(said[1], *[search] * 9)["guitar"] == ("zero-shot", pytest.approx(1.0, abs=1e-3), 10)
 
 
 def test_a_return_gives_no_tag_and_no_evidence_and_is_not_counted_among_what_could() -> None:

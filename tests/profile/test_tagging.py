@@ -5,7 +5,9 @@ from __future__ import annotations
 import facet_world as world
 import numpy as np
 import polars as pl
+import pytest
 
+from ray_profile.encode.heads import Odds, TagMatrix
 from ray_profile.encode.taxonomy import Taxonomy
 from ray_profile.profile.tagging import LONG, Tagger
 
@@ -71,6 +73,42 @@ def test_only_the_named_rows_are_tagged_and_keep_their_numbers() -> None:
     assert found.select("row", "tag").rows() == [(1, "coffee"), (3, "outdoor")]
     assert world.TAGGER.tag_texts(vectors, np.array([], int)).schema == LONG
     assert Tagger().tag_texts(vectors, np.arange(4)).is_empty()
+
+
+#: Along axis 3, which says nothing to a plain encoder, the head hears of coffee; along the others it hears outdoor.
+HEARD = TagMatrix(
+    ("coffee", "outdoor"),
+    np.array([[0, 0, 0, 9], [9, 9, 9, 0]], np.float32),
+    np.full(2, 0.5, np.float32),
+    Odds(1.0, np.zeros(2, np.float32), "softmax"),
+)
+LEARNT = Tagger(world.TAXONOMY, world.MATRIX, HEARD)
+
+
+def test_reviews_are_tagged_by_the_models_head_and_all_else_by_resemblance() -> None:
+    vectors = np.array([world.PLAIN, world.GUITAR, world.GUITAR, world.PLAIN], np.float16)
+    found = LEARNT.tag_texts(vectors, np.arange(4), np.array([True, True, False, False]))
+    assert found.schema == LONG
+    assert found.select("row", "tag", "source").rows() == [
+        (0, "coffee", "model"), (1, "outdoor", "model"), (2, "guitar", "zero-shot"),
+    ]  # fmt: skip
+    assert found["score"].to_list() == pytest.approx([1 / (1 + np.exp(-9))] * 2 + [1], abs=1e-6)
+    some = LEARNT.tag_texts(vectors, np.array([1, 2]), np.array([True, True, False, False]))
+    assert some.equals(found[1:])
+    assert LEARNT.tag_texts(vectors, np.array([], int), np.array([], bool)).schema == LONG
+    assert _tags(LEARNT, _items([]), world.GUITAR) == {0: {"guitar": "zero-shot", "music": "zero-shot"}}
+
+
+def test_the_catalogue_goes_before_the_model_and_the_model_before_a_resemblance() -> None:
+    parts = [
+        pl.DataFrame([(row, "coffee", source, score)], schema=LONG, orient="row")
+        for row, known in enumerate([("zero-shot", "model", "catalogue"), ("zero-shot", "model")])
+        for source, score in zip(known, (0.99, 0.6, 1.0), strict=False)
+    ]
+    for order in (parts, parts[::-1]):
+        best = LEARNT.best(order).filter(pl.col("tag") == "coffee").select("row", "source", "score")
+        assert best.rows() == [(0, "catalogue", 1.0), (1, "model", pytest.approx(0.6))]
+    assert set(LEARNT.best(parts)["tag"]) == {"coffee", "kitchen"}
 
 
 def test_a_row_that_is_not_known_has_no_resemblance() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_profile.errors import ChangedFileError, RootError
-from ray_profile.store.plan import PastWave, Plan, PlannedFile, RejectedFile, Wave, make_plan
+from ray_profile.store.plan import PastWave, Plan, PlannedFile, RejectedFile, Wave, check_digests, make_plan
 
 CLOCK = datetime(2026, 3, 1, tzinfo=UTC)
 DIGESTS: dict[str, str | None] = {"encoder": "e1", "schema": "s1", "taxonomy": None, "key": "k1", "formats": "f1"}
@@ -146,6 +147,20 @@ def test_a_file_that_only_changed_while_being_read_is_tried_again() -> None:
 def test_a_digest_that_must_not_change_is_named_with_what_to_do(name: str, step: str) -> None:
     with pytest.raises(RootError, match=rf"the {name} has changed since wave 1.*'new'.*{step}.*new root"):
         planned([], past(1, file("a")), digests={**DIGESTS, name: "new"})
+
+
+def test_of_two_encoders_both_are_named_so_that_one_can_keep_the_old_or_rebuild_with_the_new() -> None:
+    def change(then: str, now: str) -> str:
+        wave = dataclasses.replace(past(1, file("a")).wave, config={"encoder": {"model": then}})
+        with pytest.raises(RootError) as caught:
+            check_digests([PastWave(wave)], {**DIGESTS, "encoder": "new"}, {"encoder": {"model": now}})
+        return str(caught.value)
+
+    old, new = "s3://b/r/models/enc/0000000000000001", "s3://b/r/models/enc/0000000000000002"
+    assert f"keep the old one with encoder.model = {old!r}" in change(old, new)
+    assert f"build into a new root with encoder.model = {new!r}" in change(old, new)
+    assert "encoder.model" not in change(old, old)  # its files have changed where they lie, or its prefix
+    assert "set the old encoder" in change(old, old)
 
 
 def test_new_formats_and_compactions_are_no_change_of_digest() -> None:

@@ -107,6 +107,33 @@ def test_json_is_created_once(address: str) -> None:
     assert root.read_jsons([]) == []
 
 
+def test_a_file_is_replaced_whole_by_bytes_or_by_a_local_file(address: str, tmp_path: Path) -> None:
+    root = Root.bare(address)
+    root.replace_json({"名": 1}, "models", "a.json")
+    root.replace_json({"名": 2}, "models", "a.json")
+    assert root.read_json("models", "a.json") == {"名": 2}
+    (tmp_path / "local").write_bytes(b"x" * 3_000_000)
+    for _ in range(2):
+        root.replace(tmp_path / "local", "models/deep", "b")
+        assert root.fs.cat_file(root.path("models/deep/b")) == b"x" * 3_000_000
+    assert [listing.path for listing in root.list("models")] == ["models/a.json", "models/deep/b"]  # no draft is left
+    assert not Root.exists(address)
+
+
+def test_a_crash_while_replacing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Root.bare(str(tmp_path))
+    root.replace_json(1, "models", "a.json")
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", die)
+    with pytest.raises(KeyboardInterrupt):
+        root.replace_json(2, "models", "a.json")
+    assert root.read_json("models", "a.json") == 1
+    assert [listing.path for listing in root.list("models")] == ["models/a.json"]
+
+
 def test_of_many_creators_one_wins(address: str) -> None:
     root = Root.open(address, FACTS)
     with ThreadPoolExecutor(8) as pool:

@@ -1,0 +1,270 @@
+"""`train`: the shop's own reviews fine-tune the encoder, and what comes out is a model that `build` uses.
+
+    open -> examples -> plan -> fit (trainer.py) -> encoder folder -> calibrate, judge -> publish
+
+Every stage is kept under the root, so that the same command after a crash goes on where it stopped, and after success
+finds the model that is there already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from ray_profile import config as configuration
+from ray_profile.config import Config
+from ray_profile.encode.heads import SENTIMENTS
+from ray_profile.encode.taxonomy import Taxonomy
+from ray_profile.encode.trained import Heads
+from ray_profile.encode.weights import model_digest, resolve
+from ray_profile.errors import ConfigError, TrainingDiverged
+from ray_profile.pipelines import examples, fresh, trainer
+from ray_profile.pipelines.engine import Progress as Told
+from ray_profile.pipelines.engine import no_progress
+from ray_profile.pipelines.examples import Corpus
+from ray_profile.pipelines.rays import RayEngine
+from ray_profile.pipelines.run import resolved
+from ray_profile.schema import SCHEMA_VERSION
+from ray_profile.sources.redact import fingerprint
+from ray_profile.store import models
+from ray_profile.store.root import Root, RootFacts
+from ray_profile.train import judge, report
+from ray_profile.train.export import write_encoder
+from ray_profile.train.judge import Judged, Splits
+from ray_profile.train_config import Train
+
+JUDGED_ROWS = 50_000  # of each split, at most
+_TEXTS = ("id", "user_id", "item_id", "text", "sentiment", "tags")
+
+
+@dataclass
+class Summary:
+    """What a run gave: where the model lies, how good it is, and how long each stage took (seconds)."""
+
+    name: str
+    digest: str
+    address: str
+    metrics: dict[str, Any]
+    trained: bool  # False: the root had this very model already
+    steps: int = 0
+    ended: str = ""
+    seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that scripts read."""
+        return {**vars(self), "seconds": round(self.seconds, 3)}
+
+
+def train(config: Config, progress: Told | None = None, trace: str | None = None) -> Summary:
+    """Fine-tune the encoder of `config` on its sources and publish the model under the root.
+
+    `trace` names a folder for the ids of what each step trained on. Raises `SourceError` where an objective has nothing
+    to learn from, `ConfigError` for workers that can never start, `TrainingDiverged`, and what reading raises.
+    """
+    watch = _Watch()
+    root = opened_root(config)
+    clock = datetime.now(UTC)
+    config = based(config, root, clock)
+    taxonomy = Taxonomy.load(config.taxonomy.path) if config.taxonomy.path else None
+    engine = RayEngine(config, progress or no_progress)
+    try:
+        gpus, cpus, device, threads = room(config.train)
+        watch.mark("start")
+        corpus = examples.prepare(config, root, taxonomy, clock, engine)
+        watch.mark("examples")
+        run = _run_of(config, corpus)
+        there = models.current(root, config.train.name)
+        if there is not None and there.get("run") == run:
+            address = models.located(root, config.train.name)
+            return Summary(config.train.name, address.rsplit("/", 1)[-1], address, there["metrics"], trained=False)
+        drawing, by = trainer.drawing_of(corpus, config.train)
+        plan = trainer.planned(corpus, config.train, drawing, by)
+        job = trainer.Job(
+            root, corpus.digest, config.train, config.encoder, run, plan, drawing, by, device, threads, trace
+        )
+        fitted = trainer.fit(job, config.train.workers, gpus, cpus)
+        watch.mark("fit")
+        _check_finite(fitted, config.train)
+        summary = _published(config, root, corpus, job, fitted, engine, watch)
+        root.delete(entry.path for entry in root.list(*job.path()))
+        return summary
+    finally:
+        engine.close()
+
+
+def opened_root(config: Config) -> Root:
+    """The root of a configuration, with or without anything built in it."""
+    state = config.state
+    facts = RootFacts(
+        SCHEMA_VERSION, state.buckets, state.period, state.half_life_days, fingerprint(config.privacy.key())
+    )
+    return Root.open(config.root, facts)
+
+
+def based(config: Config, root: Root, clock: datetime) -> Config:
+    """The configuration with the encoder that training starts from: a new one where `train.init` asks for it."""
+    if config.train.init is None:
+        return resolved(config, root)
+    return fresh.started(config, config.train.init, root, clock)
+
+
+def room(settings: Train) -> tuple[float, float, str, int]:
+    """(GPUs and CPUs of a worker, device, threads), after Ray has started.
+
+    Raises `ConfigError` where a cluster that cannot grow lacks the room for the fewest workers.
+    """
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus, gpus = have.get("CPU", 1.0), have.get("GPU", 0.0)
+    wanted = settings.gpus_per_worker if settings.gpus_per_worker is not None else min(gpus, 1.0)
+    least, most = settings.workers if isinstance(settings.workers, tuple) else (settings.workers,) * 2
+    for kind, of_each, there in (("GPU", wanted, gpus), ("CPU", 1.0, cpus)):
+        if least * of_each > there and not _can_grow():
+            raise ConfigError(
+                f"train.workers asks for {least} workers with {of_each:g} {kind} each, and Ray has {there:g} {kind}s; "
+                f"lower train.workers to {int(there / of_each)}, or name a cluster with more in RAY_ADDRESS"
+            )
+    threads = max(1, min(os.cpu_count() or 1, int(cpus)) // most)
+    return wanted, 1.0, "cuda" if wanted else "cpu", threads
+
+
+def _can_grow() -> bool:
+    """Whether a cluster's autoscaler may add nodes: Ray then lists node types beyond those that run."""
+    from ray._private.state import state
+
+    limits = state.get_cluster_config()
+    return bool(limits is not None and limits.node_group_configs)
+
+
+def _run_of(config: Config, corpus: Corpus) -> str:
+    """The name of a run: the same for the same data, settings and base model."""
+    settings = config.train.model_dump(exclude={"name", "workers", "track", "max_failures", "checkpoint_steps"})
+    base = model_digest(resolve(config.encoder.model), config.encoder)
+    return f"{config.train.name}-{configuration.digest([corpus.digest, settings, base])}"
+
+
+def _check_finite(fitted: trainer.Fitted, settings: Train) -> None:
+    if fitted.diverged is not None:
+        raise TrainingDiverged(
+            f"the loss at step {fitted.diverged} is no number; the last good checkpoint is of step "
+            f"{fitted.progress.step}, nothing was published. Lower train.learning_rate ({settings.learning_rate:g}) or "
+            f'train.head_learning_rate ({settings.head_learning_rate:g}), or set train.dtype = "float32"'
+        )
+
+
+def _published(
+    config: Config,
+    root: Root,
+    corpus: Corpus,
+    job: trainer.Job,
+    fitted: trainer.Fitted,
+    engine: RayEngine,
+    watch: _Watch,
+) -> Summary:
+    with tempfile.TemporaryDirectory(prefix="model-") as made:
+        folder = Path(made)
+        used = config.encoder.model_copy(update={"max_length": config.train.max_length})
+        write_encoder(fitted.weights, resolve(config.encoder.model), config.train, used, folder)
+        copy = root.uri(*job.path("encoder"))
+        models.copied(folder, root, job.path("encoder"))
+        trained = RayEngine(config.model_copy(update={"encoder": used.model_copy(update={"model": copy})}), no_progress)
+        splits = _splits(corpus, engine, trained)
+        watch.mark("encode")
+        heads, found = _judged(corpus, fitted, job, splits, trained)
+        trained.close()
+        if heads is not None:
+            (folder / "heads.safetensors").write_bytes(heads.to_bytes())
+        curves = fitted.progress.curves
+        found["training"] = {
+            "steps": fitted.progress.step, "examples": fitted.progress.seen, "ended": fitted.progress.ended,
+            "best_score": fitted.progress.best, "best_step": fitted.progress.best_step,
+        }  # fmt: skip
+        report.write(folder / "report", found, curves)
+        described = _description(config, corpus, job, found)
+        (folder / "model.json").write_text(json.dumps(described, ensure_ascii=False, indent=1), encoding="utf-8")
+        digest = models.publish(root, config.train.name, folder)
+    watch.mark("judge")
+    address = models.located(root, config.train.name)
+    stages, seconds = watch.stages, sum(watch.stages.values())
+    return Summary(
+        config.train.name, digest, address, found, True, fitted.progress.step, fitted.progress.ended, seconds, stages
+    )
+
+
+def _splits(corpus: Corpus, before: RayEngine, after: RayEngine) -> Splits:
+    """Rows and vectors to judge by; of the train split, those that the baselines are fitted to."""
+    judged = {}
+    for split in ("train", "validation", "test"):
+        rows = corpus.rows(split, _TEXTS, JUDGED_ROWS)
+        nothing = np.zeros((rows.height, 1), np.float16)
+        vectors = nothing if split == "train" or not rows.height else after.encode(rows["text"]).vectors
+        old = before.encode(rows["text"]).vectors if split != "validation" and rows.height else None
+        judged[split] = Judged(rows, vectors, old)
+    seen = corpus.rows("train", ("item_id",))["item_id"].drop_nulls().unique().to_list()
+    return Splits(judged["train"], judged["validation"], judged["test"], frozenset(seen))
+
+
+def _judged(
+    corpus: Corpus, fitted: trainer.Fitted, job: trainer.Job, splits: Splits, engine: RayEngine
+) -> tuple[Heads | None, dict[str, Any]]:
+    held, found = corpus.counts["train"], dict[str, Any]()
+    probe = offsets = tags = None
+    if "sentiment" in job.train.objectives:
+        natural = np.asarray(held["sentiment"], float)
+        drawn = natural * np.asarray(job.drawing.copies[:3]) if job.by == "sentiment" else natural
+        probe, offsets = judge.sentiment_head(fitted.weights, drawn, natural, splits.validation)
+        found["sentiment"] = judge.sentiment_report(probe, offsets, splits)
+    if "tags" in job.train.objectives:
+        texts = tag_vectors(corpus.taxonomy, engine)
+        ids = [tag.id for tag in corpus.taxonomy.tags]
+        tags = judge.tag_head(fitted.weights, ids, texts, corpus.exclusive, splits.validation)
+        found["tags"] = judge.tags_report(tags, texts, corpus.exclusive, splits)
+    return (Heads(probe, offsets, tags, {}) if probe or tags else None), found
+
+
+def tag_vectors(taxonomy: Taxonomy, engine: RayEngine) -> np.ndarray:
+    """(T, D) float32: the unit mean of the vectors of each tag's texts."""
+    from ray_profile.encode.heads import tag_vectors as of
+
+    return of(taxonomy, engine)
+
+
+def _description(config: Config, corpus: Corpus, job: trainer.Job, found: Mapping[str, Any]) -> dict[str, Any]:
+    """model.json: what a person, and `build`, must know of a model besides its weights."""
+    from dataclasses import asdict
+
+    encoder = config.encoder
+    return {
+        "name": config.train.name,
+        "run": job.run,
+        "base": encoder.model,
+        "encoder": {"prefix": encoder.prefix, "pooling": encoder.pooling, "max_length": config.train.max_length},
+        "train": config.train.model_dump(mode="json"),
+        "labels": {"sentiment": list(SENTIMENTS), "tags": [tag.id for tag in corpus.taxonomy.tags]},
+        "taxonomy": [asdict(tag) for tag in corpus.taxonomy.tags],
+        "corpus": {"digest": corpus.digest, "files": corpus.files, "counts": corpus.counts},
+        "metrics": found,
+    }
+
+
+class _Watch:
+    """Wall seconds by stage."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
+        self._last = now

@@ -1,0 +1,186 @@
+"""From raw heads to calibrated ones, and how good they are on people that training has not seen.
+
+Everything is done on the unit vectors that the finished encoder gives, as `build` will see them. Heads are calibrated
+on the validation users at their natural frequencies and judged on the test users.
+
+Axes: N rows, D width, C classes, T tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from ray_profile.encode.heads import SENTIMENTS, Probe
+from ray_profile.encode.trained import TrainedTags
+from ray_profile.train import baselines, calibrate, metrics
+from ray_profile.train.model import SENTIMENT_SCALE
+
+Floats = npt.NDArray[np.floating[Any]]
+Weights = Mapping[str, torch.Tensor]
+
+MAX_BASELINE_ROWS = 50_000  # of the train split, to which the baselines are fitted
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rows of one split: their labels, and their vectors by the finished encoder and by the one it came from."""
+
+    rows: pl.DataFrame  # id, user_id, item_id, text, sentiment, tags
+    vectors: npt.NDArray[np.float16]
+    before: npt.NDArray[np.float16] | None = None
+
+    @property
+    def sentiment(self) -> npt.NDArray[np.int64]:
+        """(N,), -1 where nobody rated."""
+        return self.rows["sentiment"].fill_null(-1).cast(pl.Int64).to_numpy()
+
+    def tags(self, count: int) -> Floats:
+        """(N, T), 1 for a tag of the row; NaN in rows that nobody tagged."""
+        labels = np.zeros((self.rows.height, count), np.float32)
+        labels[self.rows["tags"].is_null().to_numpy()] = np.nan
+        known = self.rows.select(pl.row_index("row"), "tags").explode("tags").drop_nulls("tags")
+        labels[known["row"].to_numpy(), known["tags"].to_numpy()] = 1
+        return labels
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> Judged:
+        """Some of the rows."""
+        before = None if self.before is None else self.before[mask]
+        return Judged(self.rows.filter(pl.Series(mask)), self.vectors[mask], before)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What heads are calibrated and judged on; `train` is for the baselines."""
+
+    train: Judged
+    validation: Judged
+    test: Judged
+    seen_items: frozenset[str]  # of the train split
+
+    @property
+    def is_new(self) -> npt.NDArray[np.bool_]:
+        """(N,): test rows whose item the train split does not have."""
+        return ~self.test.rows["item_id"].is_in(list(self.seen_items)).fill_null(False).to_numpy()
+
+
+def sentiment_head(weights: Weights, drawn: Floats, natural: Floats, of: Judged) -> tuple[Probe, Any]:
+    """The sentiment head as a probe on unit vectors, with calibrated probabilities, and the offsets of its decisions.
+
+    `drawn` and `natural` are the shares of the classes in training and among all rows. A class that training had no row
+    of keeps a bias of minus infinity.
+    """
+    scaled = weights["sentiment.linear.weight"].numpy() * SENTIMENT_SCALE
+    bias = weights["sentiment.linear.bias"].numpy() + calibrate.prior_shift(natural, drawn)
+    known = of.sentiment >= 0
+    logits = of.vectors[known].astype(np.float32) @ scaled.T + bias
+    fitted = calibrate.fit_softmax(logits, of.sentiment[known])
+    final = np.where(natural > 0, fitted.apply(bias[None])[0], -np.inf)
+    probe = Probe((scaled / fitted.temperature).astype(np.float32), final.astype(np.float32), {})
+    chances = np.log(np.maximum(probe.predict(of.vectors[known]), 1e-12))
+    return probe, calibrate.decision_offsets(chances, of.sentiment[known])
+
+
+def tag_head(weights: Weights, ids: Sequence[str], texts_TD: Floats, exclusive: bool, of: Judged) -> TrainedTags:
+    """The tag head with calibrated probabilities and thresholds; `texts_TD` are `heads.tag_vectors`."""
+    residual = weights["tags.residual"].numpy()
+    scale = float(weights["tags.log_scale"].exp())
+    common = float(weights["tags.common_bias"])
+    bias = weights["tags.bias"].numpy() + common
+    truth = of.tags(len(ids))
+    known = ~np.isnan(truth).any(1)
+    logits = scale * of.vectors[known].astype(np.float32) @ (texts_TD + residual).T + bias
+    truth = truth[known]
+    if exclusive:
+        one = truth.sum(1) > 0
+        fitted = calibrate.fit_softmax(logits[one], truth[one].argmax(1))
+        chances = _softmax(fitted.apply(logits))
+    else:
+        fitted = calibrate.fit_sigmoid(logits, truth)
+        chances = 1 / (1 + np.exp(-fitted.apply(logits)))
+    thresholds, usual = calibrate.tag_thresholds(chances, truth)
+    final = fitted.apply(bias[None])[0]
+    return TrainedTags(
+        ids=tuple(ids),
+        residual=residual.astype(np.float32),
+        bias=final.astype(np.float32),
+        threshold=np.asarray(thresholds, np.float32),
+        scale=scale / fitted.temperature,
+        default_bias=float(common / fitted.temperature + np.median(fitted.bias)),
+        default_threshold=float(usual),
+        activation="softmax" if exclusive else "sigmoid",
+    )
+
+
+def sentiment_report(probe: Probe, offsets: Any, splits: Splits, with_baselines: bool = True) -> dict[str, Any]:
+    """`report.write`'s "sentiment": the test rows, those of new items, the calibration, and the baselines beside."""
+    known = splits.test.sentiment >= 0
+    test = splits.test.where(known)
+    chances = probe.predict(test.vectors)
+    guessed = (np.log(np.maximum(chances, 1e-12)) + offsets).argmax(1)
+    truth, new = test.sentiment, splits.is_new[known]
+    found: dict[str, Any] = {
+        "test": metrics.classification(truth, chances, guessed, SENTIMENTS),
+        "test_new_items": metrics.classification(truth[new], chances[new], guessed[new], SENTIMENTS),
+    }
+    if with_baselines:
+        train = splits.train.where(splits.train.sentiment >= 0)
+        found["baselines"] = _baselines(train, train.sentiment, test, truth, guessed, 3)
+    return found
+
+
+def tags_report(
+    tags: TrainedTags, texts_TD: Floats, exclusive: bool, splits: Splits, with_baselines: bool = True
+) -> dict[str, Any]:
+    """`report.write`'s "tags"."""
+    truth = splits.test.tags(len(tags.ids))
+    known = ~np.isnan(truth).any(1) & ((truth.sum(1) > 0) | (not exclusive))
+    test, truth = splits.test.where(known), truth[known]
+    new = splits.is_new[known]
+    logits = tags.scale * test.vectors.astype(np.float32) @ (texts_TD + tags.residual).T + tags.bias
+    chances = _softmax(logits) if exclusive else 1 / (1 + np.exp(-logits))
+    found: dict[str, Any] = {
+        "test": metrics.tagging(truth, chances, tags.threshold, tags.ids, exclusive),
+        "test_new_items": metrics.tagging(truth[new], chances[new], tags.threshold, tags.ids, exclusive),
+    }
+    if with_baselines and exclusive:
+        labels = splits.train.tags(len(tags.ids))
+        rows = np.nan_to_num(labels).sum(1) > 0
+        train = splits.train.where(rows)
+        found["baselines"] = _baselines(
+            train, labels[rows].argmax(1), test, truth.argmax(1), chances.argmax(1), len(tags.ids)
+        )
+    return found
+
+
+def _baselines(
+    train: Judged, given: npt.NDArray[np.int64], test: Judged, truth: Any, ours: Any, classes: int
+) -> dict[str, Any]:
+    """What words alone, and the encoder as it was, make of the same split, and how much better ours is."""
+    users = test.rows["user_id"].to_numpy()
+    guesses = {"tfidf_svm": baselines.tfidf_svm(train.rows["text"].to_list(), given, test.rows["text"].to_list())}
+    if train.before is not None and test.before is not None:
+        guesses["frozen"] = baselines.frozen_probe(train.before, given, test.before)
+    found: dict[str, Any] = {}
+    for name, theirs in guesses.items():
+        found[name] = {
+            score: {
+                "theirs": measure(truth, theirs),
+                "ours": measure(truth, ours),
+                **metrics.paired_bootstrap(score, truth, ours, theirs, users, classes=classes),
+            }
+            for score, measure in metrics.SCORES.items()
+        }
+    return found
+
+
+def _softmax(logits: npt.NDArray[Any]) -> Floats:
+    odds = np.exp(logits - logits.max(1, keepdims=True, initial=-1e30))
+    shares: Floats = (odds / odds.sum(1, keepdims=True)).astype(np.float32)
+    return shares
