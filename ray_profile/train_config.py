@@ -45,8 +45,8 @@ class DeepSpeed(Frozen):
 class Peft(Frozen):
     """`[train.peft]`: train few parameters beside frozen weights, merged into them when the model is exported."""
 
-    method: Literal["lora", "adalora", "prefix", "adapter"] = "lora"
-    rank: int = Field(default=8, ge=1)  # of the update; prefix: how many virtual tokens
+    method: Literal["lora", "adapter"] = "lora"  # adapter: IA3, which scales activations
+    rank: int = Field(default=8, ge=1)  # of LoRA's updates, as the two below
     alpha: int = Field(default=16, gt=0)
     dropout: float = Field(default=0.05, ge=0, lt=1)
 

@@ -39,6 +39,7 @@ from ray_profile.sources.redact import fingerprint
 from ray_profile.store import models
 from ray_profile.store.root import Root, RootFacts
 from ray_profile.train import judge, report
+from ray_profile.train.doubt import doubtful
 from ray_profile.train.export import write_encoder
 from ray_profile.train.judge import Judged, Splits
 from ray_profile.train_config import Train
@@ -190,6 +191,10 @@ def _published(
             "best_score": fitted.progress.best, "best_step": fitted.progress.best_step,
         }  # fmt: skip
         report.write(folder / "report", found, curves)
+        if "sentiment" in config.train.objectives and splits.train.before is not None:
+            rows = splits.train.rows
+            doubts = doubtful(splits.train.before, splits.train.sentiment, rows["user_id"], rows["id"])
+            doubts.write_csv(folder / "report" / "doubtful.csv")
         described = _description(config, corpus, job, found)
         (folder / "model.json").write_text(json.dumps(described, ensure_ascii=False, indent=1), encoding="utf-8")
         digest = models.publish(root, config.train.name, folder)

@@ -91,7 +91,7 @@ def drawing_of(corpus: Corpus, settings: Train) -> tuple[Drawing, str]:
 
 def planned(corpus: Corpus, settings: Train, drawing: Drawing, by: str) -> Plan:
     """Count the batches of every shard and epoch, in tasks."""
-    task = ray.remote(_counted)
+    task = ray.remote(_counted).options(scheduling_strategy="DEFAULT")  # also within a trial of `tune`
     shared = ray.put((corpus, drawing, by, settings.epochs))
     waiting = [task.remote(shared, at) for at in range(len(corpus.of(TRAIN)))]
     counts: list[list[int]] = ray.get(waiting)

@@ -114,8 +114,7 @@ _TRAIN = """
 # max_length = 256
 # workers = 2
 # engine = "deepspeed"
-# Its model is used by build, on a root without profiles of another encoder, when [encoder] says
-# model = "root:encoder"
+# build uses the model, on a root without profiles of another encoder, where encoder.model is "root:encoder".
 # [train.deepspeed]
 # zero_stage = 1
 # `ray-profile tune`: ranges that are searched for the best settings of [train].

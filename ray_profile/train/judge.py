@@ -25,7 +25,7 @@ from ray_profile.train.model import SENTIMENT_SCALE
 Floats = npt.NDArray[np.floating[Any]]
 Weights = Mapping[str, torch.Tensor]
 
-MAX_BASELINE_ROWS = 50_000  # of the train split, to which the baselines are fitted
+LEAST = 1e-6  # of a threshold: a tag with no probability at all is not given
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ def tag_head(weights: Weights, ids: Sequence[str], texts_TD: Floats, exclusive: 
         ids=tuple(ids),
         residual=residual.astype(np.float32),
         bias=final.astype(np.float32),
-        threshold=np.asarray(thresholds, np.float32),
+        threshold=np.maximum(np.asarray(thresholds, np.float32), LEAST),
         scale=scale / fitted.temperature,
         default_bias=float(common / fitted.temperature + np.median(fitted.bias)),
-        default_threshold=float(usual),
+        default_threshold=max(float(usual), LEAST),
         activation="softmax" if exclusive else "sigmoid",
     )
 

@@ -11,7 +11,7 @@ from torch import nn
 from ray_profile.encode import automodel
 from ray_profile.encode.taxonomy import Taxonomy
 from ray_profile.encode.tokens import Tokenizer
-from ray_profile.errors import ConfigError, EncoderError
+from ray_profile.errors import EncoderError
 from ray_profile.train.batch import rectangle
 from ray_profile.train.model import TagTexts
 from ray_profile.train_config import Peft, Train
@@ -47,23 +47,19 @@ def adapted(model: nn.Module, settings: Peft) -> nn.Module:
     """The encoder with few new parameters to train, and its own ones frozen."""
     import peft
 
-    rank, alpha, dropout = settings.rank, settings.alpha, settings.dropout
-    task = peft.TaskType.FEATURE_EXTRACTION
     attention, dense = _linears(model)
+    task = peft.TaskType.FEATURE_EXTRACTION
     made: peft.PeftConfig
     if settings.method == "lora":
         made = peft.LoraConfig(
-            task_type=task, r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=attention + dense
+            task_type=task,
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=attention + dense,
         )
-    elif settings.method == "adalora":
-        made = peft.AdaLoraConfig(
-            task_type=task, init_r=2 * rank, target_r=rank, lora_alpha=alpha, lora_dropout=dropout,
-            total_step=1_000_000, target_modules=attention + dense,
-        )  # fmt: skip
-    elif settings.method == "adapter":
-        made = peft.IA3Config(task_type=task, target_modules=attention + dense, feedforward_modules=dense)
     else:
-        raise ConfigError("train.peft.method = 'prefix' keeps its vectors beside the weights")
+        made = peft.IA3Config(task_type=task, target_modules=attention + dense, feedforward_modules=dense)
     return peft.get_peft_model(model, made)
 
 

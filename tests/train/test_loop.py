@@ -14,12 +14,15 @@ import torch
 import torch.distributed as dist
 
 from ray_profile.config import Encoder
+from ray_profile.encode import automodel
 from ray_profile.encode.taxonomy import Tag, Taxonomy
+from ray_profile.encode.text import pool
 from ray_profile.encode.tokens import Tokenizer
 from ray_profile.train import engines, loop, start
 from ray_profile.train.batch import Batch, collate, of_piece
 from ray_profile.train.batch import classes as classes_of
 from ray_profile.train.examples import EXAMPLES
+from ray_profile.train.export import write_encoder
 from ray_profile.train.loop import Hooks, Progress
 from ray_profile.train.model import Settings, Trainee
 from ray_profile.train.plan import Drawing, Plan, batches
@@ -208,3 +211,34 @@ def test_learning_rises_then_falls_to_nothing() -> None:
     assert factors[10] == 1
     assert factors[100] == 0
     assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("method", ["lora", "adapter"])
+def test_few_parameters_are_trained_and_merged_into_the_weights(
+    small: Shop, tmp_path: Path, engine: str, method: str
+) -> None:
+    told = settings(engine=engine, peft={"method": method, "dropout": 0.0}, patience=99, learning_rate=1e-2)
+    made, progress = run(small, told, tmp_path / "run")
+    points = [point for point in progress.curves if "loss" in point]
+    assert points[-1]["loss"] < points[0]["loss"]
+    weights = made.engine.weights()
+    assert weights is not None
+    write_encoder(weights, small.folder, told, Encoder(max_length=64), tmp_path / "model")
+    merged, plain = (automodel.load(folder)[0] for folder in (tmp_path / "model", small.folder))
+    assert merged.state_dict().keys() == plain.state_dict().keys()
+    changed = [name for name, value in plain.state_dict().items() if not torch.equal(value, merged.state_dict()[name])]
+    assert changed
+    assert all("attention" in name or "dense" in name for name in changed)
+    batch = collate(small.shards[0], 2)
+    with torch.no_grad():
+        here = pool(merged(input_ids=batch.ids_BL, attention_mask=batch.mask_BL.long()).last_hidden_state,
+                    batch.mask_BL.sum(1), "mean")  # fmt: skip
+        there = trainee_of(made.engine).eval().embed(batch.ids_BL, batch.mask_BL)
+    torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-3)
+
+
+def trainee_of(engine: engines.Engine) -> Trainee:
+    found = engine._trainee  # type: ignore[attr-defined]
+    assert isinstance(found, Trainee)
+    return found
