@@ -8,6 +8,7 @@ metrics.classification and metrics.tagging give, and `training` with the steps, 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def write(folder: Path, metrics: Mapping[str, Any], curves: Sequence[Mapping[str
     folder.mkdir(parents=True, exist_ok=True)
     whole = {**metrics, "curves": list(curves)}
     (folder / "metrics.json").write_text(
-        json.dumps(whole, ensure_ascii=False, indent=1, default=float), encoding="utf-8"
+        json.dumps(_finite(whole), ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
     )
     pictures = list(_pictures(folder, metrics, curves))
     text = "\n".join(_lines(metrics, [path.name for path in pictures]))
@@ -73,28 +74,57 @@ def _objective(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {name}: {test['rows']:,} reviews of test users\n"
     yield "| | macro-F1 | accuracy | better by (95 % interval, by users) |"
     yield "|---|---|---|---|"
-    yield f"| this model | {_number(test.get('macro_f1'))} | {_number(test.get('accuracy'))} | |"
+    yield f"| this model | {_number(_macro(test))} | {_number(test.get('accuracy'))} | |"
     new = found.get("test_new_items") or {}
     if new.get("rows"):
-        cells = f"{_number(new.get('macro_f1'))} | {_number(new.get('accuracy'))}"
+        cells = f"{_number(_macro(new))} | {_number(new.get('accuracy'))}"
         yield f"| on the {new['rows']:,} of items it has not seen | {cells} | |"
     for kind, scores in found.get("baselines", {}).items():
         macro, accuracy = scores["macro_f1"], scores["accuracy"]
-        interval = f"{macro['difference']:+.3f} ({macro['low']:+.3f} to {macro['high']:+.3f})"
-        yield f"| {BASELINES[kind]} | {_number(macro['theirs'])} | {_number(accuracy['theirs'])} | {interval} |"
+        interval = f"{_signed(macro['difference'])} ({_signed(macro['low'])} to {_signed(macro['high'])})"
+        cells = f"{_number(macro['theirs'])} | {_number(accuracy['theirs'])} | {interval}"
+        yield f"| {BASELINES.get(kind, kind)} | {cells} |"
     yield ""
-    after = f"expected calibration error {_number(test['ece'])}"
+    scaled = found.get("calibration")
+    before = f" (before it was scaled {_number(scaled['before'])})" if scaled else ""
+    after = f"expected calibration error {_number(test['ece'])}{before}"
     shares = f"a class's mean probability is at most {_number(test['share_error'])} from its share"
     yield f"Probabilities: {after}; {shares}.\n"
-    yield "| | precision | recall | F1 | rows | PR-AUC |"
-    yield "|---|---|---|---|---|---|"
+    yield "| | | precision | recall | F1 | rows | PR-AUC |"
+    yield "|---|---|---|---|---|---|---|"
     each = test.get("classes") or test["tags"]
+    places = {label: at for at, label in enumerate(each)}
     for label in sorted(each, key=lambda label: -each[label]["support"])[:MAX_TAGS]:
         row = each[label]
         numbers = " | ".join(_number(row[key]) for key in ("precision", "recall", "f1"))
-        yield f"| {label} | {numbers} | {row['support']:,} | {_number(row['pr_auc'])} |"
+        yield f"| {places[label]} | {_cell(label)} | {numbers} | {row['support']:,} | {_number(row['pr_auc'])} |"
     yield ""
+
+
+def _macro(scores: Mapping[str, Any]) -> float | None:
+    """Of labels, or of tags of which a row may have several."""
+    found: float | None = scores["macro_f1"] if "macro_f1" in scores else scores.get("macro", {}).get("f1")
+    return found
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|")
+
+
+def _finite(value: Any) -> Any:
+    """Of what JSON has: no number (a loss that diverged) is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return float(value) if math.isfinite(value) else None
