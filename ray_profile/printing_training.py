@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -11,12 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ray_profile.printing import plain
+from ray_profile.train.report import compared
 
 if TYPE_CHECKING:
     from ray_profile.pipelines.train import Summary
     from ray_profile.pipelines.tune import Tuned
-
-NAMES = {"tfidf_svm": "TF-IDF and a linear SVM", "frozen": "the encoder as it was, and a linear probe"}
 
 
 def trained(done: Summary, out: Console) -> None:
@@ -48,21 +47,6 @@ def _table(objective: str, found: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=f"{objective}: {rows:,} reviews of test users", title_justify="left")
     for name in ("", "macro-F1", "accuracy", "ours is better by (95 % interval)"):
         table.add_column(name, justify="left" if name in ("", "ours is better by (95 % interval)") else "right")
-    for cells in _rows(found):
+    for cells in compared(found):
         table.add_row(*map(Text, cells))
     return table
-
-
-def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    def numbers(at: Mapping[str, Any]) -> tuple[str, str]:
-        macro, accuracy = (at.get(name) for name in ("macro_f1", "accuracy"))
-        return tuple("" if value is None else f"{value:.3f}" for value in (macro, accuracy))  # type: ignore[return-value]
-
-    yield "this model", *numbers(found["test"]), ""
-    if found.get("test_new_items", {}).get("rows"):
-        yield "  on items never seen", *numbers(found["test_new_items"]), ""
-    for name, scores in found.get("baselines", {}).items():
-        better = scores["macro_f1"]
-        theirs = {score: value["theirs"] for score, value in scores.items()}
-        interval = f"{better['difference']:+.3f} ({better['low']:+.3f} to {better['high']:+.3f})"
-        yield NAMES.get(name, name), *numbers(theirs), interval

@@ -78,7 +78,7 @@ class Probe:
         slightly. Of more than `MAX_ROWS` rows, users of the smallest hashes are used.
         """
         hot = sentiment_of_stars(ratings)
-        hashes = _user_hashes(users)
+        hashes = user_hashes(users)
         rated = ~np.isnan(hot[:, 0])
         if rated.sum() > MAX_ROWS:
             rated &= hashes < np.partition(hashes[rated], MAX_ROWS)[MAX_ROWS]
@@ -186,11 +186,14 @@ def _scores(truth: npt.NDArray[np.intp], guess: npt.NDArray[np.intp]) -> dict[st
     }
 
 
-def _user_hashes(users: pl.Series) -> npt.NDArray[np.int64]:
-    """Each row's user as a 32-bit number from SHA-256: the same on every machine and in every order."""
+def user_hashes(users: pl.Series, skip: int = 0) -> npt.NDArray[np.int64]:
+    """Each row's user as a 32-bit number from SHA-256: the same on every machine and in every order.
+
+    `skip` hex digits of the digest come first, so that two choices among users have nothing to do with each other.
+    """
     frame = pl.DataFrame({"user": users.cast(pl.String).fill_null("")})
     distinct = frame.unique().with_columns(
-        hashed=plh.col("user").chash.sha2_256().str.slice(0, 8).str.to_integer(base=16)
+        hashed=plh.col("user").chash.sha2_256().str.slice(skip, 8).str.to_integer(base=16)
     )
     return frame.join(distinct, on="user", how="left", maintain_order="left")["hashed"].to_numpy()
 
@@ -289,15 +292,16 @@ class TagMatrix:
             }
         ).sort("row", "score", "tag", descending=[False, True, False])
 
+    def scores(self, vectors: npt.NDArray[Any]) -> Floats:
+        """The score of every tag for N unit vectors, (N, T)."""
+        products_NT: Floats = vectors.astype(np.float32) @ self.vectors.T
+        return products_NT if self.odds is None else self.odds(products_NT)
+
     def _tag_block(self, vectors: npt.NDArray[Any], first: int) -> tuple[npt.NDArray[Any], ...]:
         if not self.tags:
             return np.empty(0), np.empty(0), np.empty(0)
-        scores_NT = vectors.astype(np.float32) @ self.vectors.T
-        if self.odds is None:
-            above_NT = scores_NT - self.thresholds
-        else:
-            scores_NT = self.odds(scores_NT)
-            above_NT = scores_NT / self.thresholds - 1
+        scores_NT = self.scores(vectors)
+        above_NT = scores_NT - self.thresholds if self.odds is None else scores_NT / self.thresholds - 1
         best = np.argsort(-above_NT, axis=1, kind="stable")[:, :MAX_TAGS]
         rows, places = np.nonzero(np.take_along_axis(above_NT, best, 1) >= 0)
         tags = best[rows, places]

@@ -9,7 +9,6 @@ between the two commits heals with the next run and gives what an undisturbed ru
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from ray_profile.config import Config
 from ray_profile.errors import EncoderError, QuarantineLimitError, SourceError
 from ray_profile.pipelines.report import Report, add, counted
 from ray_profile.pipelines.run import Run
+from ray_profile.pipelines.watch import Watch
 from ray_profile.store.plan import RejectedFile
 from ray_profile.store.tables import Table
 from ray_profile.store.waves import Step, ignore_step, unfused
@@ -92,11 +92,13 @@ def build(
     `at` is told each step of the commit protocol; `clock` is the run's now (UTC). Raises `RayProfileError`s, and then
     the tables are as the last commit left them.
     """
-    watch = _Watch()
+    watch = Watch()
     run = Run.open(config, clock or datetime.now(UTC), at)
     plan = run.plan()
-    summary = Summary(keyed=run.keyed, files_folded_before=len(plan.folded), rejected_before=list(plan.rejected))
-    watch.mark(summary, "plan")
+    summary = Summary(
+        stages=watch.stages, keyed=run.keyed, files_folded_before=len(plan.folded), rejected_before=list(plan.rejected)
+    )
+    watch.mark("plan")
     profiles = Table(run.root, "profiles")
     due = unfused(run.writer.handle, profiles.open())
     if plan.waves or due or (refresh and run.writer.number > 0):
@@ -104,7 +106,7 @@ def build(
         from ray_profile.pipelines.wave import fold_wave
 
         engine = engine_of(run.config, local, progress)
-        watch.mark(summary, "start")
+        watch.mark("start")
         try:
             try:
                 for wave in plan.waves:
@@ -117,29 +119,19 @@ def build(
                 if summary.waves or due:  # one bad wave must not keep the good ones from being read
                     fuse_changed(run, engine, refresh)
                 raise
-            watch.mark(summary, "fold")
+            watch.mark("fold")
             result = fuse_changed(run, engine, refresh)
             summary.profiles_new, summary.profiles_changed = result.new, result.changed
         finally:
             engine.close()
-        watch.mark(summary, "fuse")
+        watch.mark("fuse")
         run.writer.remove_orphans(run.clock)
     handle = profiles.open()
     if handle is not None:
         summary.users, summary.profiles_version = sum(file.rows for file in handle.files()), handle.version
-    watch.mark(summary, "tidy")
+    watch.mark("tidy")
     summary.seconds = sum(summary.stages.values())
     return summary
-
-
-class _Watch:
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def mark(self, summary: Summary, stage: str) -> None:
-        now = time.perf_counter()
-        summary.stages[stage] = summary.stages.get(stage, 0.0) + now - self._last
-        self._last = now
 
 
 def engine_of(config: Config, local: bool, progress: Progress | None = None) -> Engine:

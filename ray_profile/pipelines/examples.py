@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property, partial
@@ -23,10 +24,10 @@ import ray
 from ray_profile import config as configuration
 from ray_profile.config import Config
 from ray_profile.encode.heads import SENTIMENTS
-from ray_profile.encode.taxonomy import Tag, Taxonomy
+from ray_profile.encode.taxonomy import Taxonomy
 from ray_profile.encode.tokens import Tokenizer
 from ray_profile.errors import FileRejected, QuarantineLimitError, SourceError
-from ray_profile.pipelines.rays import RayEngine
+from ray_profile.pipelines.rays import RayEngine, plainly, tokenizer_of
 from ray_profile.pipelines.run import listed
 from ray_profile.pipelines.tables import frame_of
 from ray_profile.schema import ITEMS
@@ -77,6 +78,14 @@ class Corpus:
         """Whether no review has two tags, so that tags are one choice."""
         return all(counts["most"] <= 1 for counts in self.counts.values())
 
+    def strata(self, by: str) -> list[int]:
+        """Rows of the train split by the class that they are drawn by (sentiment, tags or nothing), and last those
+        without one. A row of several tags counts to each."""
+        held = self.counts[SPLITS[0]]
+        if by == "sentiment":
+            return [*held["sentiment"], held["rows"] - sum(held["sentiment"])]
+        return [*held["tags"], held["rows"] - held["tagged"]] if by == "tags" else [held["rows"]]
+
     def read(self, shard: Shard, columns: Sequence[str]) -> pl.DataFrame:
         """Columns of a shard."""
         with self.root.fs.open(self.root.path(shard.path), "rb") as file:
@@ -121,12 +130,9 @@ def opened(root: Root, digest: str) -> Corpus:
 
 
 def _corpus(root: Root, digest: str, known: Any) -> Corpus:
-    tags = tuple(
-        Tag(**{**tag, "examples": tuple(tag["examples"]), "categories": tuple(tag["categories"])})
-        for tag in known["taxonomy"]
-    )
     shards = tuple(Shard(**shard) for shard in known["shards"])
-    return Corpus(root, digest, shards, known["counts"], Taxonomy(tags), known["files"], known["quarantined"])
+    taxonomy = Taxonomy.restored(known["taxonomy"], root.uri(FOLDER, digest, MANIFEST))
+    return Corpus(root, digest, shards, known["counts"], taxonomy, known["files"], known["quarantined"])
 
 
 def _digest(config: Config, files: Sequence[SourceFile], taxonomy: Taxonomy | None) -> str:
@@ -156,7 +162,10 @@ def _made(
     clock: datetime,
     engine: RayEngine,
 ) -> dict[str, Any]:
-    parts = [part for file in files for part in _ranges(config, file)]
+    parts: list[Range] = []
+    for file in files:
+        with _insisting(file):
+            parts += ranges(file, config.sources[file.source])
     known = Known.of(
         _items(config, parts, engine),
         None if config.train.labels is None else read_labels(config.train.labels),
@@ -176,7 +185,8 @@ def _made(
     shuffled = made.random_shuffle(seed=config.train.seed).repartition(target_num_rows_per_block=SHARD_ROWS)
     write = partial(_write, root=root, folder=f"{FOLDER}/{digest}/{attempt}", tags=len(known.taxonomy.tags))
     wrote = shuffled.map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=1)
-    reports = [json.loads(row[SAID]) for row in wrote.iter_rows()]
+    with plainly():
+        reports = [json.loads(row[SAID]) for row in wrote.iter_rows()]
     said = sorted((each for each in reports if "path" in each), key=lambda each: each["path"])
     read = [each for each in reports if "source" in each]
     _check_quarantine(config, read)
@@ -189,9 +199,11 @@ def _made(
     }
 
 
-def _ranges(config: Config, file: SourceFile) -> list[Range]:
+@contextmanager
+def _insisting(file: SourceFile) -> Iterator[None]:
+    """A file that cannot be read whole is a person's to mend: nothing is trained without it."""
     try:
-        return ranges(file, config.sources[file.source])
+        yield
     except FileRejected as error:
         raise SourceError(f"{error}; mend the file or take it out of [sources.{file.source}]") from error
 
@@ -214,27 +226,24 @@ def _examples(table: pa.Table, shared: Any) -> Iterator[pa.Table]:
         part: Range = parts[at]
         source = config.sources[part.file.source]
         read = quarantined = 0
-        for block in ingest(part, source, clock, config.privacy.key(), config.privacy.redact):
-            read, quarantined = read + block.rows_read, quarantined + block.quarantined.num_rows
-            found = examples(frame_of(block.rows), known, config.train)
-            if config.train.augment.rewrite is not None:
-                found = pl.concat([found, rewritten(found, config.train.augment.rewrite)])
-            rows = tokenised(found, *_tokenizers(config))
-            yield rows.with_columns(pl.lit(None, pl.String).alias(SAID)).to_arrow()
+        with _insisting(part.file):
+            for block in ingest(part, source, clock, config.privacy.key(), config.privacy.redact):
+                read, quarantined = read + block.rows_read, quarantined + block.quarantined.num_rows
+                found = examples(frame_of(block.rows), known, config.train)
+                if config.train.augment.rewrite is not None:
+                    found = pl.concat([found, rewritten(found, config.train.augment.rewrite)])
+                rows = tokenised(found, *_tokenizers(config))
+                yield rows.with_columns(pl.lit(None, pl.String).alias(SAID)).to_arrow()
         report = json.dumps({"source": part.file.source, "read": read, "quarantined": quarantined})
         said = pl.DataFrame(schema={**_DTYPES, SAID: pl.String}).clear(1)
         yield said.with_columns(pl.lit(report).alias(SAID)).to_arrow()
 
 
-_loaded: dict[str, tuple[Tokenizer, Tokenizer]] = {}
-
-
 def _tokenizers(config: Config) -> tuple[Tokenizer, Tokenizer]:
-    mark = configuration.digest([config.encoder.model_dump(), config.train.max_length])
-    if mark not in _loaded:
-        texts = config.encoder.model_copy(update={"max_length": config.train.max_length})
-        _loaded[mark] = Tokenizer.load(texts), Tokenizer.load(texts.model_copy(update={"max_length": ABOUT_TOKENS}))
-    return _loaded[mark]
+    texts, titles = (
+        config.encoder.model_copy(update={"max_length": length}) for length in (config.train.max_length, ABOUT_TOKENS)
+    )
+    return tokenizer_of(texts), tokenizer_of(titles)
 
 
 def _write(table: pa.Table, root: Root, folder: str, tags: int) -> Iterator[pa.Table]:

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-import polars as pl
-
 from ray_profile import config as configuration
 from ray_profile.config import Config
-from ray_profile.errors import FileRejected
+from ray_profile.pipelines.probe import ranges_of, reviews_of
 from ray_profile.pipelines.run import listed
-from ray_profile.pipelines.tables import frame_of
 from ray_profile.sources.formats import is_catalogue, may_hold_text
-from ray_profile.sources.ingest import ingest
-from ray_profile.sources.read import ranges
 from ray_profile.sources.sample import spread
 from ray_profile.store import models
 from ray_profile.store.root import Root
@@ -52,13 +46,10 @@ def _texts(config: Config, clock: datetime) -> Iterator[str]:
     spoken = [name for name, source in config.sources.items() if may_hold_text(source) and not is_catalogue(source)]
     for name in spoken:
         left = MAX_TEXTS // len(spoken)
-        source = config.sources[name]
-        for part in spread([part for file in listed(config, name) for part in ranges(file, source)], MAX_RANGES):
-            with suppress(FileRejected):  # preparing the examples meets it again, and says so
-                for block in ingest(part, source, clock, config.privacy.key(), config.privacy.redact):
-                    rows = frame_of(block.rows).filter((pl.col("kind") == "review") & pl.col("text").is_not_null())
-                    texts = rows["text"].head(max(left, 0)).to_list()
-                    left -= len(texts)
-                    yield from texts
+        parts = spread(ranges_of(config.sources[name], listed(config, name)), MAX_RANGES)
+        for reviews in reviews_of(config, clock, parts):
+            texts = reviews["text"].head(left).to_list()
+            left -= len(texts)
+            yield from texts
             if left <= 0:
                 break

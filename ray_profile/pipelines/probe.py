@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import groupby
 
 import polars as pl
 
-from ray_profile.config import Source
+from ray_profile.config import Config, Source
 from ray_profile.encode.heads import Probe
 from ray_profile.errors import FileRejected, RootError
 from ray_profile.pipelines.engine import Engine
@@ -77,7 +78,7 @@ def _lacking(run: Run, parts: Sequence[Range]) -> bool:
     """Whether a review in some ranges of each source, evenly spread, lacks its stars."""
     for _, group in groupby(parts, key=lambda part: part.file.source):
         read = 0
-        for reviews in _reviews(run, spread(list(group), RANGES_PER_SOURCE)):
+        for reviews in reviews_of(run.config, run.clock, spread(list(group), RANGES_PER_SOURCE)):
             if reviews["rating"].null_count():
                 return True
             read += reviews.height
@@ -94,7 +95,7 @@ def _rated(run: Run) -> pl.DataFrame:
         if not may_hold_text(source):
             continue
         files = spread(listed(run.config, name), RANGES_PER_SOURCE)
-        for reviews in _reviews(run, spread(_ranges(source, files), RANGES_PER_SOURCE)):
+        for reviews in reviews_of(run.config, run.clock, spread(ranges_of(source, files), RANGES_PER_SOURCE)):
             found.append(reviews.drop_nulls("rating"))
             read += reviews.height
             if read >= ROWS_PER_SOURCE:
@@ -103,7 +104,8 @@ def _rated(run: Run) -> pl.DataFrame:
     return rated.gather_every(max(rated.height // SAMPLE_ROWS, 1)).head(SAMPLE_ROWS)
 
 
-def _ranges(source: Source, files: Sequence[SourceFile]) -> list[Range]:
+def ranges_of(source: Source, files: Sequence[SourceFile]) -> list[Range]:
+    """The ranges of those files that can be read."""
     parts: list[Range] = []
     for file in files:
         with suppress(FileRejected):  # folding meets it again, and reports it
@@ -111,11 +113,12 @@ def _ranges(source: Source, files: Sequence[SourceFile]) -> list[Range]:
     return parts
 
 
-def _reviews(run: Run, parts: Iterable[Range]) -> Iterator[pl.DataFrame]:
+def reviews_of(config: Config, clock: datetime, parts: Iterable[Range]) -> Iterator[pl.DataFrame]:
+    """[user_id, text, rating] of the reviews with text in some ranges, block by block; unreadable files give none."""
     for part in parts:
-        source = run.config.sources[part.file.source]
+        source = config.sources[part.file.source]
         with suppress(FileRejected):  # folding meets it again, and reports it
-            for block in ingest(part, source, run.clock, run.config.privacy.key(), run.config.privacy.redact):
+            for block in ingest(part, source, clock, config.privacy.key(), config.privacy.redact):
                 rows = frame_of(block.rows)
                 reviews = rows.filter((pl.col("kind") == "review") & pl.col("text").is_not_null())
                 yield reviews.select("user_id", "text", "rating")

@@ -108,7 +108,7 @@ class RayEngine:
     def encode(self, texts: pl.Series) -> Encoded:
         """See `Engine`."""
         starts = range(0, max(len(texts), 1), TEXTS_PER_CALL)
-        with _plainly():
+        with plainly():
             pool = self._text_actors(min(self._encoders, len(starts)))
             calls = [
                 pool[at % len(pool)].encode.remote(texts.slice(start, TEXTS_PER_CALL))
@@ -131,7 +131,7 @@ class RayEngine:
             done, rows = done + sum(each.cost for each in new), rows + sum(each.rows_read for each in new)
             self._progress("fold", min(done, total), total, rows)
 
-        with _plainly():
+        with plainly():
             shuffle = Shuffle(job, self._partitions, told)
             for bundle in self._partials(job, ranges).iter_internal_ref_bundles():
                 shuffle.add([entry.ref for entry in bundle.blocks], bundle.size_bytes())
@@ -149,7 +149,7 @@ class RayEngine:
 
     def fuse(self, job: buckets.FuseJob) -> list[buckets.Fused]:
         """See `Engine`."""
-        with _plainly():
+        with plainly():
             task, shared = ray.remote(buckets.fuse_buckets), ray.put(job)
             waiting = [task.remote(shared, group) for group in buckets.groups_of(job, self._partitions)]
             fused: list[buckets.Fused] = []
@@ -161,7 +161,7 @@ class RayEngine:
 
     def merge(self, job: buckets.MergeJob) -> list[DataFile]:
         """See `Engine`."""
-        with _plainly():
+        with plainly():
             task, shared = ray.remote(buckets.merge_bucket), ray.put(job)
             merged: list[DataFile] = ray.get([task.remote(shared, bucket) for bucket in job.states])
         return merged
@@ -263,7 +263,7 @@ def _load(settings: Settings, device: str, threads: int) -> TextEncoder:
 
 def _one_by_one(calls: Sequence[Callable[[], Any]]) -> Iterator[Any]:
     """What some tasks give, in their order: all run at once, but the driver takes one result at a time."""
-    with _plainly():
+    with plainly():
         waiting = [call() for call in calls]
         while waiting:
             yield ray.get(waiting.pop(0))
@@ -277,7 +277,7 @@ def _read(table: pa.Table, job: work.WaveJob, ranges: Sequence[Range], costs: Se
 
 def _tokenise(table: pa.Table, settings: Settings) -> pa.Table:
     rows, reports = _unpacked(table)
-    block = work.tokenise(work.Block(rows, Report("", "")), _tokenizer(settings))
+    block = work.tokenise(work.Block(rows, Report("", "")), tokenizer_of(settings))
     return _packed(block.rows, [*reports, block.report])
 
 
@@ -302,14 +302,15 @@ def _unpacked(table: pa.Table) -> tuple[pl.DataFrame, list[Report]]:
 _tokenizers: dict[Settings, Tokenizer] = {}
 
 
-def _tokenizer(settings: Settings) -> Tokenizer:
+def tokenizer_of(settings: Settings) -> Tokenizer:
+    """A process's own, loaded once."""
     if settings not in _tokenizers:
         _tokenizers[settings] = Tokenizer.load(settings)
     return _tokenizers[settings]
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
+def plainly() -> Iterator[None]:
     """Raise the package's own errors as they were raised in a worker, and Ray's as a failed run."""
     try:
         yield

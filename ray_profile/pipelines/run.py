@@ -58,12 +58,10 @@ class Run:
         Raises `ConfigError`, `EncoderError`, `TaxonomyError`, `RootError` and `StorageError`.
         """
         config = resolved(config)
-        key = config.privacy.key()
         for source in config.sources.values():
             is_catalogue(source)  # an unknown format is an error before anything is written
         width = width_of(resolve(config.encoder.model))
-        state = config.state
-        facts = RootFacts(SCHEMA_VERSION, state.buckets, state.period, state.half_life_days, fingerprint(key))
+        facts = facts_of(config)
         if not Root.exists(config.root):
             _insist_on_files(config, config.sources)  # a mistyped path must leave no folder behind
         root = Root.open(config.root, facts)
@@ -134,6 +132,12 @@ class Run:
             return
         missing -= {file.source for past in self.writer.past() for file in past.wave.files}
         _insist_on_files(self.config, sorted(missing))
+
+
+def facts_of(config: Config) -> RootFacts:
+    """What a configuration fixes for all that its root will ever hold. Raises `ConfigError` for an unreadable key."""
+    state, key = config.state, config.privacy.key()
+    return RootFacts(SCHEMA_VERSION, state.buckets, state.period, state.half_life_days, fingerprint(key))
 
 
 def resolved(config: Config, root: Root | None = None) -> Config:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import ray
 
 from ray_profile import config as configuration
 from ray_profile.config import Config
-from ray_profile.encode.heads import SENTIMENTS
+from ray_profile.encode.heads import SENTIMENTS, tag_vectors
 from ray_profile.encode.taxonomy import Taxonomy
 from ray_profile.encode.trained import Heads
 from ray_profile.encode.weights import model_digest, resolve
@@ -33,11 +32,10 @@ from ray_profile.pipelines.engine import Progress as Told
 from ray_profile.pipelines.engine import no_progress
 from ray_profile.pipelines.examples import Corpus
 from ray_profile.pipelines.rays import RayEngine
-from ray_profile.pipelines.run import resolved
-from ray_profile.schema import SCHEMA_VERSION
-from ray_profile.sources.redact import fingerprint
+from ray_profile.pipelines.run import facts_of, resolved
+from ray_profile.pipelines.watch import Watch
 from ray_profile.store import models
-from ray_profile.store.root import Root, RootFacts
+from ray_profile.store.root import Root
 from ray_profile.train import judge, report
 from ray_profile.train.doubt import doubtful
 from ray_profile.train.export import write_encoder
@@ -73,8 +71,8 @@ def train(config: Config, progress: Told | None = None, trace: str | None = None
     `trace` names a folder for the ids of what each step trained on. Raises `SourceError` where an objective has nothing
     to learn from, `ConfigError` for workers that can never start, `TrainingDiverged`, and what reading raises.
     """
-    watch = _Watch()
-    root = opened_root(config)
+    watch = Watch()
+    root = Root.open(config.root, facts_of(config))
     clock = datetime.now(UTC)
     config = based(config, root, clock)
     taxonomy = Taxonomy.load(config.taxonomy.path) if config.taxonomy.path else None
@@ -102,15 +100,6 @@ def train(config: Config, progress: Told | None = None, trace: str | None = None
         return summary
     finally:
         engine.close()
-
-
-def opened_root(config: Config) -> Root:
-    """The root of a configuration, with or without anything built in it."""
-    state = config.state
-    facts = RootFacts(
-        SCHEMA_VERSION, state.buckets, state.period, state.half_life_days, fingerprint(config.privacy.key())
-    )
-    return Root.open(config.root, facts)
 
 
 def based(config: Config, root: Root, clock: datetime) -> Config:
@@ -170,7 +159,7 @@ def _published(
     job: trainer.Job,
     fitted: trainer.Fitted,
     engine: RayEngine,
-    watch: _Watch,
+    watch: Watch,
 ) -> Summary:
     with tempfile.TemporaryDirectory(prefix="model-") as made:
         folder = Path(made)
@@ -237,17 +226,8 @@ def _judged(
     return (Heads(probe, offsets, tags, {}) if probe or tags else None), found
 
 
-def tag_vectors(taxonomy: Taxonomy, engine: RayEngine) -> np.ndarray:
-    """(T, D) float32: the unit mean of the vectors of each tag's texts."""
-    from ray_profile.encode.heads import tag_vectors as of
-
-    return of(taxonomy, engine)
-
-
 def _description(config: Config, corpus: Corpus, job: trainer.Job, found: Mapping[str, Any]) -> dict[str, Any]:
     """model.json: what a person, and `build`, must know of a model besides its weights."""
-    from dataclasses import asdict
-
     encoder = config.encoder
     return {
         "name": config.train.name,
@@ -260,16 +240,3 @@ def _description(config: Config, corpus: Corpus, job: trainer.Job, found: Mappin
         "corpus": {"digest": corpus.digest, "files": corpus.files, "counts": corpus.counts},
         "metrics": found,
     }
-
-
-class _Watch:
-    """Wall seconds by stage."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def mark(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
-        self._last = now

@@ -52,9 +52,8 @@ def made(job: Job) -> tuple[Engine, Evaluate, int, tuple[int, ...]]:
 def _settings(job: Job, corpus: Corpus, special: tuple[int, ...]) -> Settings:
     train, held = job.train, corpus.counts["train"]
     copies = job.drawing.copies
-    by = [*held["sentiment"], held["rows"] - sum(held["sentiment"])] if job.by == "sentiment" else [held["rows"]]
-    by = [*held["tags"], held["rows"] - held["tagged"]] if job.by == "tags" else by
-    drawn = sum(count * times for count, times in zip(by, copies, strict=True)) / max(1, sum(by))
+    strata = corpus.strata(job.by)
+    drawn = sum(count * times for count, times in zip(strata, copies, strict=True)) / max(1, sum(strata))
     rated = sum(held["sentiment"])
     if job.by == "sentiment" and rated:
         rated = sum(count * times for count, times in zip(held["sentiment"], copies, strict=False)) / drawn

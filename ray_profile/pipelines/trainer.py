@@ -28,7 +28,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ray_profile.config import Encoder
 from ray_profile.errors import BuildFailed
-from ray_profile.pipelines.examples import FOLDER, Corpus, Shard, opened
+from ray_profile.pipelines.examples import FOLDER, Corpus, opened
+from ray_profile.pipelines.rays import plainly
 from ray_profile.pipelines.tables import frame_of
 from ray_profile.store.root import Root
 from ray_profile.train import loop
@@ -78,14 +79,8 @@ class Fitted:
 
 def drawing_of(corpus: Corpus, settings: Train) -> tuple[Drawing, str]:
     """How rows are drawn, and by which label: sentiment's classes where they are learnt, else the rarest tag."""
-    held = corpus.counts[TRAIN]
-    if "sentiment" in settings.objectives:
-        by, counts = "sentiment", [*held["sentiment"], held["rows"] - sum(held["sentiment"])]
-    elif "tags" in settings.objectives:
-        by, counts = "tags", [*held["tags"], held["rows"] - held["tagged"]]
-    else:
-        by, counts = "nothing", [held["rows"]]
-    copies = copies_of(counts, settings.balance, settings.balance_floor)
+    by = next((each for each in ("sentiment", "tags") if each in settings.objectives), "nothing")
+    copies = copies_of(corpus.strata(by), settings.balance, settings.balance_floor)
     return Drawing(settings.seed, settings.tokens_per_batch, tuple(copies.tolist())), by
 
 
@@ -94,7 +89,8 @@ def planned(corpus: Corpus, settings: Train, drawing: Drawing, by: str) -> Plan:
     task = ray.remote(_counted).options(scheduling_strategy="DEFAULT")  # also within a trial of `tune`
     shared = ray.put((corpus, drawing, by, settings.epochs))
     waiting = [task.remote(shared, at) for at in range(len(corpus.of(TRAIN)))]
-    counts: list[list[int]] = ray.get(waiting)
+    with plainly():
+        counts: list[list[int]] = ray.get(waiting)
     return Plan(settings.seed, tuple(zip(*counts, strict=True)))
 
 
@@ -169,15 +165,14 @@ def _batches(table: pa.Table, job: Job, corpus: Corpus) -> Iterator[pa.Table]:
         if not said:
             continue
         piece = Piece(**json.loads(said))
-        shards = corpus.of(TRAIN)
-        read = partial(_read, corpus=corpus, shards=shards)
+        read = partial(_read, corpus)
         for at, rows in enumerate(of_piece(piece, read, job.drawing, partial(_classes, by=job.by, corpus=corpus))):
             row = rows.select(pl.all().implode()).with_columns(epoch=piece.epoch, number=piece.number + at)
             yield row.to_arrow()
 
 
-def _read(shard: int, columns: Sequence[str], corpus: Corpus, shards: Sequence[Shard]) -> pl.DataFrame:
-    return corpus.read(shards[shard], columns)
+def _read(corpus: Corpus, shard: int, columns: Sequence[str]) -> pl.DataFrame:
+    return corpus.read(corpus.of(TRAIN)[shard], columns)
 
 
 def _classes(rows: pl.DataFrame, by: str, corpus: Corpus) -> np.ndarray:
@@ -189,7 +184,7 @@ def _classes(rows: pl.DataFrame, by: str, corpus: Corpus) -> np.ndarray:
 
 def _counted(shared: tuple[Corpus, Drawing, str, int], at: int) -> list[int]:
     corpus, drawing, by, epochs = shared
-    rows = corpus.read(corpus.of(TRAIN)[at], ("sentiment", "tags", "length", "about_length"))
+    rows = _read(corpus, at, ("sentiment", "tags", "length", "about_length"))
     drawn = _classes(rows, by, corpus)
     lengths, about = rows["length"].to_numpy(), rows["about_length"].to_numpy()
     return [len(batches(drawn, lengths, about, drawing, epoch, at)) for epoch in range(epochs)]

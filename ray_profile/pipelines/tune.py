@@ -28,6 +28,7 @@ from ray_profile.pipelines.engine import Progress as Told
 from ray_profile.pipelines.engine import no_progress
 from ray_profile.pipelines.examples import Corpus
 from ray_profile.pipelines.rays import RayEngine
+from ray_profile.pipelines.run import facts_of
 from ray_profile.store.root import Root
 from ray_profile.train_config import Train
 
@@ -49,7 +50,7 @@ def tune_encoder(config: Config, progress: Told | None = None) -> Tuned:
     space = {name: domain(name, said) for name, said in config.tune.search.items()}
     for name, said in config.tune.search.items():
         with_setting(config.train, {name: said["choice"][0] if isinstance(said, Mapping) else said[0]})
-    root = training.opened_root(config)
+    root = Root.open(config.root, facts_of(config))
     clock = datetime.now(UTC)
     config = training.based(config, root, clock)
     taxonomy = Taxonomy.load(config.taxonomy.path) if config.taxonomy.path else None

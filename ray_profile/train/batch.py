@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
+from ray_profile.train.examples import tag_matrix
 from ray_profile.train.plan import Drawing, Piece, batches
 
 #: The columns of a shard that training reads.
@@ -89,10 +90,6 @@ def collate(rows: pl.DataFrame, tags: int, epoch: int = 0, number: int = 0) -> B
     """A frame of `COLUMNS` -> its tensors."""
     ids, mask = rectangle(rows["ids"])
     about, about_mask = rectangle(rows["about_ids"])
-    labels = np.zeros((rows.height, tags), np.float32)
-    labels[rows["tags"].is_null().to_numpy()] = np.nan
-    known = rows.select(pl.row_index("row"), "tags").explode("tags").drop_nulls("tags")
-    labels[known["row"].to_numpy(), known["tags"].to_numpy()] = 1
     items = rows["item_id"].hash(3).reinterpret(signed=True)
     return Batch(
         ids,
@@ -102,7 +99,7 @@ def collate(rows: pl.DataFrame, tags: int, epoch: int = 0, number: int = 0) -> B
         torch.from_numpy(items.to_numpy().copy()),
         torch.from_numpy(rows["title_key"].fill_null(0).to_numpy().copy()),
         torch.from_numpy(rows["sentiment"].fill_null(UNKNOWN).cast(pl.Int64).to_numpy().copy()),
-        torch.from_numpy(labels),
+        torch.from_numpy(tag_matrix(rows["tags"], tags)),
         tuple(rows["id"]),
         epoch,
         number,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import polars_hash as plh
 
+from ray_profile.encode.heads import user_hashes
 from ray_profile.errors import ConfigError
 
 Array = npt.NDArray[Any]
@@ -42,7 +42,9 @@ def doubtful(vectors: Array, labels: Array, users: pl.Series, ids: pl.Series) ->
     """
     kept = np.flatnonzero(np.asarray(labels) >= 0)
     names, given = np.unique(np.asarray(labels, np.int64)[kept], return_inverse=True)
-    p_NC = _out_of_sample(np.asarray(vectors)[kept], given, _folds(users.gather(kept)), len(names))
+    p_NC = _out_of_sample(
+        np.asarray(vectors)[kept], given, user_hashes(users.gather(kept), skip=16) % FOLDS, len(names)
+    )
     if p_NC is None:
         return pl.DataFrame(schema=DOUBTFUL)
     places = _issues(given, p_NC)
@@ -86,9 +88,3 @@ def _out_of_sample(vectors: Array, given: Array, folds: Array, classes: int) -> 
 
 def _masks(folds: Array) -> Iterator[npt.NDArray[np.bool_]]:
     return (folds == each for each in np.unique(folds))
-
-
-def _folds(users: pl.Series) -> npt.NDArray[np.int64]:
-    """(N,): the same on every machine and in every order of the rows."""
-    hashed = plh.col("user").chash.sha2_256().str.slice(16, 8).str.to_integer(base=16)
-    return pl.DataFrame({"user": users.cast(pl.String).fill_null("")}).select(hashed % FOLDS).to_series().to_numpy()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,6 +92,10 @@ def parameter_groups(trainee: Trainee, settings: Train) -> list[dict[str, Any]]:
     ]
 
 
+def _copied(trainee: Trainee) -> Tensors:
+    return {name: value.detach().float().cpu() for name, value in trainee.state_dict().items()}
+
+
 def _set_rates(groups: list[dict[str, Any]], factor: float) -> None:
     for group in groups:
         group["lr"] = group["full_lr"] * factor
@@ -138,9 +142,7 @@ class TorchEngine:
 
     def weights(self) -> Tensors | None:
         """See `Engine`."""
-        if self.rank:
-            return None
-        return {name: value.detach().float().cpu() for name, value in self._trainee.state_dict().items()}
+        return None if self.rank else _copied(self._trainee)
 
     def save(self, folder: Path) -> None:
         """See `Engine`: worker 0 has all there is."""
@@ -174,15 +176,13 @@ class DeepSpeedEngine:
         self._groups = parameter_groups(trainee, settings)
         self._config = deepspeed_config(settings)
         self._stage = settings.deepspeed.zero_stage
-        self._engine = self._made(self._config)
         self._deepspeed = deepspeed
+        self._engine = self._made(self._config)
 
     def _made(self, config: dict[str, Any]) -> Any:
-        import deepspeed
-
         # torch's AdamW: DeepSpeed's own is compiled when it is first used.
         optimizer = torch.optim.AdamW(self._groups)
-        engine, *_ = deepspeed.initialize(model=self._trainee, optimizer=optimizer, config=config)
+        engine, *_ = self._deepspeed.initialize(model=self._trainee, optimizer=optimizer, config=config)
         return engine
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, Tensors]:
@@ -215,9 +215,7 @@ class DeepSpeedEngine:
     def weights(self) -> Tensors | None:
         """See `Engine`."""
         with self._whole():
-            if self.rank:
-                return None
-            return {name: value.detach().float().cpu() for name, value in self._trainee.state_dict().items()}
+            return None if self.rank else _copied(self._trainee)
 
     def save(self, folder: Path) -> None:
         """See `Engine`."""
@@ -259,29 +257,15 @@ def deepspeed_config(settings: Train) -> dict[str, Any]:
     }
 
 
-class _universal:  # noqa: N801 - used as a function
-    """A checkpoint that any number of workers can load, in a folder for as long as it is needed; one worker a node
-    converts it, where all see the same folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> Path:
-        self._held = tempfile.TemporaryDirectory(prefix="universal-")
-        out = Path(self._held.name)
+@contextmanager
+def _universal(folder: Path) -> Iterator[Path]:
+    """A checkpoint that any number of workers can load, in a folder for as long as it is needed."""
+    with tempfile.TemporaryDirectory(prefix="universal-") as held:
+        out = Path(held)
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-        folders = ["--input_folder", str(self._folder / TAG), "--output_folder", str(out / TAG)]
+        folders = ["--input_folder", str(folder / TAG), "--output_folder", str(out / TAG)]
         subprocess.run([*command, *folders], check=True, capture_output=True)
         (out / "latest_universal").write_text(TAG, encoding="utf-8")
         dist.barrier()
-        return out
-
-    def __exit__(self, *_: object) -> None:
+        yield out
         dist.barrier()
-        self._held.cleanup()
-
-
-def micro_batches(parts: int, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
-    """The batches of each step."""
-    while step := [batch for _, batch in zip(range(parts), batches, strict=False)]:
-        yield step

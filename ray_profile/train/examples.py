@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
-import polars_hash as plh
 
-from ray_profile.encode.heads import SENTIMENTS, sentiment_of_stars
+from ray_profile.encode.heads import SENTIMENTS, sentiment_of_stars, user_hashes
 from ray_profile.encode.taxonomy import Tag, Taxonomy
 from ray_profile.errors import SourceError
 from ray_profile.profile.items import PATH_SEPARATOR
@@ -82,13 +82,19 @@ def split_of(users: pl.Series, settings: Train) -> pl.Series:
 
     Another `fold` gives other users the test's place; 100 / (percent of test users) folds give everybody a turn.
     """
-    hashed = pl.DataFrame({"user": users}).select(
-        plh.col("user").chash.sha2_256().str.slice(8, 8).str.to_integer(base=16)
-    )
-    place = (hashed.to_series() + settings.fold * settings.split[2]) % 100
+    place = (user_hashes(users, skip=8) + settings.fold * settings.split[2]) % 100
     _, validation, test = settings.split
     named = np.where(place < test, SPLITS[2], np.where(place < test + validation, SPLITS[1], SPLITS[0]))
     return pl.Series("split", named, dtype=pl.String)
+
+
+def tag_matrix(tags: pl.Series, count: int) -> npt.NDArray[np.float32]:
+    """Lists of tag numbers as (N, T): 1 for a tag of the row, else 0; NaN in rows that nobody tagged (null)."""
+    labels = np.zeros((len(tags), count), np.float32)
+    labels[tags.is_null().to_numpy()] = np.nan
+    known = tags.to_frame("tag").with_row_index("row").explode("tag").drop_nulls("tag")
+    labels[known["row"].to_numpy(), known["tag"].to_numpy()] = 1
+    return labels
 
 
 def sentiment_label(column: pl.Series) -> pl.Series:

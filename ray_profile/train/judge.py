@@ -17,9 +17,10 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from ray_profile.encode.heads import SENTIMENTS, Probe
+from ray_profile.encode.heads import SENTIMENTS, Odds, Probe
 from ray_profile.encode.trained import TrainedTags
 from ray_profile.train import baselines, calibrate, metrics
+from ray_profile.train.examples import tag_matrix
 from ray_profile.train.model import SENTIMENT_SCALE
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -43,11 +44,7 @@ class Judged:
 
     def tags(self, count: int) -> Floats:
         """(N, T), 1 for a tag of the row; NaN in rows that nobody tagged."""
-        labels = np.zeros((self.rows.height, count), np.float32)
-        labels[self.rows["tags"].is_null().to_numpy()] = np.nan
-        known = self.rows.select(pl.row_index("row"), "tags").explode("tags").drop_nulls("tags")
-        labels[known["row"].to_numpy(), known["tags"].to_numpy()] = 1
-        return labels
+        return tag_matrix(self.rows["tags"], count)
 
     def where(self, mask: npt.NDArray[np.bool_]) -> Judged:
         """Some of the rows."""
@@ -95,30 +92,30 @@ def tag_head(weights: Weights, ids: Sequence[str], texts_TD: Floats, exclusive: 
     bias = weights["tags.bias"].numpy() + common
     truth = of.tags(len(ids))
     known = ~np.isnan(truth).any(1)
-    logits = scale * of.vectors[known].astype(np.float32) @ (texts_TD + residual).T + bias
+    products = of.vectors[known].astype(np.float32) @ (texts_TD + residual).T
+    logits = scale * products + bias
     truth = truth[known]
     if exclusive:
         one = truth.sum(1) > 0
         fitted = calibrate.fit_softmax(logits[one], truth[one].argmax(1))
-        chances = _softmax(fitted.apply(logits))
     else:
         fitted = calibrate.fit_sigmoid(logits, truth)
-        chances = 1 / (1 + np.exp(-fitted.apply(logits)))
-    thresholds, usual = calibrate.tag_thresholds(chances, truth)
-    final = fitted.apply(bias[None])[0]
+    final = fitted.apply(bias[None])[0].astype(np.float32)
+    odds = Odds(scale / fitted.temperature, final, "softmax" if exclusive else "sigmoid")
+    thresholds, usual = calibrate.tag_thresholds(odds(products), truth)
     return TrainedTags(
         ids=tuple(ids),
         residual=residual.astype(np.float32),
-        bias=final.astype(np.float32),
+        bias=final,
         threshold=np.maximum(np.asarray(thresholds, np.float32), LEAST),
-        scale=scale / fitted.temperature,
+        scale=odds.scale,
         default_bias=float(common / fitted.temperature + np.median(fitted.bias)),
         default_threshold=max(float(usual), LEAST),
-        activation="softmax" if exclusive else "sigmoid",
+        activation=odds.activation,
     )
 
 
-def sentiment_report(probe: Probe, offsets: Any, splits: Splits, with_baselines: bool = True) -> dict[str, Any]:
+def sentiment_report(probe: Probe, offsets: Any, splits: Splits) -> dict[str, Any]:
     """`report.write`'s "sentiment": the test rows, those of new items, the calibration, and the baselines beside."""
     known = splits.test.sentiment >= 0
     test = splits.test.where(known)
@@ -129,27 +126,23 @@ def sentiment_report(probe: Probe, offsets: Any, splits: Splits, with_baselines:
         "test": metrics.classification(truth, chances, guessed, SENTIMENTS),
         "test_new_items": metrics.classification(truth[new], chances[new], guessed[new], SENTIMENTS),
     }
-    if with_baselines:
-        train = splits.train.where(splits.train.sentiment >= 0)
-        found["baselines"] = _baselines(train, train.sentiment, test, truth, guessed, 3)
+    train = splits.train.where(splits.train.sentiment >= 0)
+    found["baselines"] = _baselines(train, train.sentiment, test, truth, guessed, len(SENTIMENTS))
     return found
 
 
-def tags_report(
-    tags: TrainedTags, texts_TD: Floats, exclusive: bool, splits: Splits, with_baselines: bool = True
-) -> dict[str, Any]:
+def tags_report(tags: TrainedTags, texts_TD: Floats, exclusive: bool, splits: Splits) -> dict[str, Any]:
     """`report.write`'s "tags"."""
     truth = splits.test.tags(len(tags.ids))
     known = ~np.isnan(truth).any(1) & ((truth.sum(1) > 0) | (not exclusive))
     test, truth = splits.test.where(known), truth[known]
     new = splits.is_new[known]
-    logits = tags.scale * test.vectors.astype(np.float32) @ (texts_TD + tags.residual).T + tags.bias
-    chances = _softmax(logits) if exclusive else 1 / (1 + np.exp(-logits))
+    chances = tags.over(tags.ids, texts_TD).scores(test.vectors)
     found: dict[str, Any] = {
         "test": metrics.tagging(truth, chances, tags.threshold, tags.ids, exclusive),
         "test_new_items": metrics.tagging(truth[new], chances[new], tags.threshold, tags.ids, exclusive),
     }
-    if with_baselines and exclusive:
+    if exclusive:
         labels = splits.train.tags(len(tags.ids))
         rows = np.nan_to_num(labels).sum(1) > 0
         train = splits.train.where(rows)
@@ -178,9 +171,3 @@ def _baselines(
             for score, measure in metrics.SCORES.items()
         }
     return found
-
-
-def _softmax(logits: npt.NDArray[Any]) -> Floats:
-    odds = np.exp(logits - logits.max(1, keepdims=True, initial=-1e30))
-    shares: Floats = (odds / odds.sum(1, keepdims=True)).astype(np.float32)
-    return shares

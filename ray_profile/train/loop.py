@@ -67,7 +67,8 @@ class Progress:
 class Hooks:
     """What the loop calls. `evaluate` gives the metrics, `score` among them; all workers call it at the same step.
 
-    `report(metrics, progress, evaluated)` keeps a checkpoint. `trained(step, batches)` is told what a step used.
+    `report(metrics, progress)` keeps a checkpoint; the metrics are empty between evaluations. `trained(step, batches)`
+    is told what a step used.
     """
 
     evaluate: Callable[[], Mapping[str, float]]
@@ -89,16 +90,15 @@ def train(
     `batches` are this worker's, as `shares` of the plan say, over all epochs that are left. A run that diverges gives
     back the progress whose `ended` is "diverged" and whose `step` is the first bad one; no checkpoint has it.
     """
-    evaluations = settings.evaluations_per_epoch
     while not progress.ended:
         shares = shared_out(progress.left, engine.world)
         each = max(size(share) for share in shares)
         mine = _padded(batches, size(shares[engine.rank]), each, tags)
         log = _Log(engine.device)
-        taken, began = 0, progress.left
+        taken = 0
         whole = plan.total(progress.epoch)
-        marks = [whole * (each_ + 1) // evaluations for each_ in range(evaluations)]
-        due = [mark for mark in marks if mark > whole - size(began)]
+        parts = settings.evaluations_per_epoch
+        due = [mark for part in range(parts) if (mark := whole * (part + 1) // parts) > whole - size(progress.left)]
         while taken < each:
             waited = perf_counter()
             step = [batch for _, batch in zip(range(settings.gradient_accumulation), mine, strict=False)]
@@ -106,9 +106,8 @@ def train(
             taken = min(taken + settings.gradient_accumulation, each)
             left = left_after(shares, taken)
             factor = learning_factor(plan.share(progress.epoch, left), settings.warmup_share)
-            _one_step(engine, step, settings.gradient_accumulation, factor, log)
+            _one_step(engine, step, factor, log)
             progress.step += 1
-            progress.seen += sum(batch.rows for batch in step)
             progress.left = left
             hooks.trained(progress.step, step)
             evaluates = bool(due) and whole - size(left) >= due[0]
@@ -149,14 +148,14 @@ def learning_factor(share: float, warmup: float) -> float:
     return max(0.0, (1 - share) / (1 - warmup))
 
 
-def _one_step(engine: Engine, step: Sequence[Batch], parts: int, factor: float, log: _Log) -> None:
+def _one_step(engine: Engine, step: Sequence[Batch], factor: float, log: _Log) -> None:
     losses = []
     for at, batch in enumerate(step):
         loss, by_objective = engine.loss(batch)
         engine.backward(loss, last=at == len(step) - 1)
         losses.append((loss.detach().float(), by_objective))
     norm = engine.step(factor)
-    log.add(losses, norm, factor, sum(batch.tokens for batch in step) if parts else 0)
+    log.add(losses, norm, factor, step)
 
 
 def _padded(batches: Iterator[Batch], have: int, wanted: int, tags: int) -> Iterator[Batch]:
@@ -185,31 +184,42 @@ class _Log:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._clear()
+
+    def _clear(self) -> None:
         self._losses: list[torch.Tensor] = []
         self._parts: dict[str, list[torch.Tensor]] = {}
         self._began = perf_counter()
-        self._norm, self._factor, self._tokens = 0.0, 0.0, 0
+        self._norm, self._factor, self._tokens, self._rows = 0.0, 0.0, 0, 0
         self.waited = 0.0
 
     def add(
-        self, losses: Sequence[tuple[torch.Tensor, Mapping[str, torch.Tensor]]], norm: float, factor: float, tokens: int
+        self,
+        losses: Sequence[tuple[torch.Tensor, Mapping[str, torch.Tensor]]],
+        norm: float,
+        factor: float,
+        step: Sequence[Batch],
     ) -> None:
+        """What a step's batches gave."""
         self._losses.append(torch.stack([loss for loss, _ in losses]).mean())
         for _, parts in losses:
             for name, part in parts.items():
                 self._parts.setdefault(name, []).append(part)
-        self._norm, self._factor, self._tokens = norm, factor, self._tokens + tokens
+        self._norm, self._factor = norm, factor
+        self._tokens += sum(batch.tokens for batch in step)
+        self._rows += sum(batch.rows for batch in step)
 
     def flush(self, progress: Progress) -> int | None:
-        """Add a point to the curves; the first step whose loss is no number on any worker, else None."""
+        """Add a point to the curves, and all workers' examples to those seen; the first step whose loss is no number on
+        any worker, else None."""
         if not self._losses:
             return None
         means = [torch.stack(parts).mean() for parts in self._parts.values()]
-        whole = torch.stack([*self._losses, *means])
-        if dist.is_initialized():
-            dist.all_reduce(whole)
-            whole /= dist.get_world_size()
-        values = whole.tolist()
+        rows = torch.tensor(float(self._rows), device=self._device)
+        whole = torch.stack([*self._losses, *means, rows])
+        dist.all_reduce(whole)
+        *values, rows_of_all = whole.tolist()
+        values = [value / dist.get_world_size() for value in values]
         losses = values[: len(self._losses)]
         bad = next((at for at, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
@@ -220,5 +230,6 @@ class _Log:
         point |= {"gradient_norm": self._norm, "learning_factor": self._factor}
         point |= {"tokens_per_second": self._tokens / took, "waited_share": self.waited / took}
         progress.curves.append(point)
-        self.__init__(self._device)  # type: ignore[misc]
+        progress.seen += int(rows_of_all)
+        self._clear()
         return None

@@ -74,16 +74,8 @@ def _objective(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {name}: {test['rows']:,} reviews of test users\n"
     yield "| | macro-F1 | accuracy | better by (95 % interval, by users) |"
     yield "|---|---|---|---|"
-    yield f"| this model | {_number(_macro(test))} | {_number(test.get('accuracy'))} | |"
-    new = found.get("test_new_items") or {}
-    if new.get("rows"):
-        cells = f"{_number(_macro(new))} | {_number(new.get('accuracy'))}"
-        yield f"| on the {new['rows']:,} of items it has not seen | {cells} | |"
-    for kind, scores in found.get("baselines", {}).items():
-        macro, accuracy = scores["macro_f1"], scores["accuracy"]
-        interval = f"{_signed(macro['difference'])} ({_signed(macro['low'])} to {_signed(macro['high'])})"
-        cells = f"{_number(macro['theirs'])} | {_number(accuracy['theirs'])} | {interval}"
-        yield f"| {BASELINES.get(kind, kind)} | {cells} |"
+    for cells in compared(found):
+        yield f"| {' | '.join(cells).rstrip()} |"
     yield ""
     scaled = found.get("calibration")
     before = f" (before it was scaled {_number(scaled['before'])})" if scaled else ""
@@ -99,6 +91,19 @@ def _objective(name: str, found: Mapping[str, Any]) -> Iterator[str]:
         numbers = " | ".join(_number(row[key]) for key in ("precision", "recall", "f1"))
         yield f"| {places[label]} | {_cell(label)} | {numbers} | {row['support']:,} | {_number(row['pr_auc'])} |"
     yield ""
+
+
+def compared(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """(who, macro-F1, accuracy, by how much this model is better) of an objective's part of `metrics`, as words."""
+    test, new = found["test"], found.get("test_new_items") or {}
+    yield "this model", _number(_macro(test)), _number(test.get("accuracy")), ""
+    if new.get("rows"):
+        yield f"on the {new['rows']:,} of items it has not seen", _number(_macro(new)), _number(new.get("accuracy")), ""
+    for kind, scores in found.get("baselines", {}).items():
+        macro = scores["macro_f1"]
+        interval = f"{_signed(macro['difference'])} ({_signed(macro['low'])} to {_signed(macro['high'])})"
+        theirs = _number(macro["theirs"]), _number(scores["accuracy"]["theirs"])
+        yield BASELINES.get(kind, kind), *theirs, interval
 
 
 def _macro(scores: Mapping[str, Any]) -> float | None:

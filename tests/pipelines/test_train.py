@@ -21,7 +21,8 @@ from ray_profile.config import Config
 from ray_profile.errors import ConfigError, SourceError, TrainingDiverged
 from ray_profile.pipelines import examples
 from ray_profile.pipelines.build import build
-from ray_profile.pipelines.train import Summary, opened_root, train
+from ray_profile.pipelines.run import facts_of
+from ray_profile.pipelines.train import Summary, train
 from ray_profile.sources.simulate import Shop
 from ray_profile.store.root import Root
 from ray_profile.store.tables import Table, read_files
@@ -80,7 +81,7 @@ def planned(config: Config) -> dict[int, int]:
 
 
 def _corpus(config: Config) -> examples.Corpus:
-    root = opened_root(config)
+    root = Root.open(config.root, facts_of(config))
     (manifest,) = [entry for entry in root.list("training") if entry.path.endswith("manifest.json")]
     return examples.opened(root, manifest.path.split("/")[1])
 
