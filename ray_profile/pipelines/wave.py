@@ -88,11 +88,17 @@ def _newest(run: Run, written: Sequence[work.Written]) -> dict[str, int]:
 
 
 def make_tagger(run: Run, engine: Engine) -> Tagger:
-    """The taxonomy's tags, with the vectors by which texts resemble them, and the model's own head for reviews."""
+    """The taxonomy's tags, with the vectors by which texts resemble them, and the model's own head for reviews.
+
+    Where the shop names no taxonomy, the model's stored one is all there is: nothing is tagged by resemblance with
+    words that were never meant for it (a book's title is "Sports & Outdoors" to nobody).
+    """
+    trained = run.heads.tags if run.heads is not None else None
     if run.taxonomy is None:
         return Tagger()
+    if run.config.taxonomy.path is None:
+        return Tagger(run.taxonomy, None, None if trained is None else trained.matrix(run.taxonomy, engine))
     plain = TagMatrix.build(run.taxonomy, engine, run.config.taxonomy.threshold)
-    trained = run.heads.tags if run.heads is not None else None
     return Tagger(run.taxonomy, plain, None if trained is None else trained.over(plain.tags, plain.vectors))
 
 

@@ -210,6 +210,18 @@ def test_titles_and_searches_are_tagged_as_by_a_plain_encoder(
     assert [sorted(tags) for tags in names[0]] == [sorted(tags) for tags in names[1]]
 
 
+def test_without_a_taxonomy_file_nothing_is_tagged_by_resemblance(shop: Shop, encoder: Path, tmp_path: Path) -> None:
+    """The shop named no words that a title or a search could resemble."""
+    own = Taxonomy.load(str(shop.taxonomy))
+    root = tmp_path / "root"
+    heads = Heads(tags=heads_of(encoder, own, 0.9 / len(own.tags)).tags)
+    publish(Root.bare(str(root)), "enc", handmade.write_model(tmp_path / "m", encoder, heads, own))
+    config = tiny.config_of(shop, root, "encoder.model=root:enc")
+    run(config.model_copy(update={"taxonomy": config.taxonomy.model_copy(update={"path": None})}))
+    sources = profiles_of(root).explode("tags").select(pl.col("tags").struct.field("source")).drop_nulls().to_series()
+    assert set(sources) == {"catalogue", "model"}
+
+
 def test_a_model_without_heads_builds_what_its_encoder_builds(
     shop: Shop, built: Path, encoder: Path, tmp_path: Path
 ) -> None:
