@@ -31,5 +31,5 @@ clean:
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bilingual,train]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bilingual,train,serve]'
 	touch $@

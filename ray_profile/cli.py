@@ -206,15 +206,71 @@ def tune(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, as_js
 
 
 @app.command()
+def index(
+    config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, local: Local = False, as_json: AsJson = False
+) -> None:
+    """Bring the serving index up to date with the profiles. A root that has one gets a new one at every build."""
+    from ray_profile.pipelines.index import index as run
+    from ray_profile.progress import progress, without_chatter
+
+    with nullcontext() if local else without_chatter(), progress() as told:
+        done = run(_load(config, overrides), local, told)
+    if as_json:
+        _print_json(done.to_json())
+        return
+    typer.echo(
+        f"index of version {done.version}: {done.profiles:,} profiles; {done.written} buckets written, {done.kept} kept"
+    )
+
+
+@app.command()
+def serve(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+) -> None:
+    """Serve the profiles over HTTP, with a page for people, until it is stopped."""
+    _serve(_load(config, overrides))
+
+
+tokens = typer.Typer(no_args_is_help=True, help="Who may ask the endpoint.")
+app.add_typer(tokens, name="token")
+
+
+@tokens.command("new")
+def new_token(
+    scopes: Annotated[list[str], typer.Option("--scope", help="What it opens; repeat for several.")],
+    name: Annotated[str, typer.Option("--name", help="Whose it is, as the audit log will say.")],
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Requests a second, at most.")] = None,
+    days: Annotated[float | None, typer.Option("--days", min=0.001, help="How long it opens anything.")] = None,
+) -> None:
+    """Make a token, and show it once: the file keeps its hash only."""
+    from datetime import timedelta
+
+    from ray_profile.serve import access
+
+    settings = _load(config, overrides)
+    if settings.serve.tokens is None:
+        raise ConfigError('serve.tokens names no file to keep it in; set tokens = "tokens.jsonl" under [serve]')
+    now = access.now_utc()
+    until = None if days is None else now + timedelta(days=days)
+    typer.echo(access.made(Path(settings.serve.tokens), name, scopes, rate, until, now))
+
+
+@app.command()
 def demo(
     folder: Annotated[str, typer.Option("--folder", help="Where the simulated shop is written.")] = "demo",
     customers: Annotated[int, typer.Option("--customers", min=20, help="How many customers it has.")] = 300,
     local: Local = False,
+    stay: Annotated[bool, typer.Option("--serve", help="Then serve them, with a page to look at.")] = False,
 ) -> None:
     """Simulate a shop, build its profiles, show one, and score them all against what was planted."""
     from ray_profile.pipelines.demo import demo as run
 
     run(Path(folder), customers, local)
+    if stay:
+        _serve(_load(str(Path(folder) / DEFAULT_CONFIG), None))
 
 
 @app.callback(invoke_without_command=True)
@@ -233,6 +289,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:  # outside any command: while Python still imports, or already tidies up
         _complain(_STOPPED)
         sys.exit(INTERRUPTED)
+
+
+def _serve(settings: Config) -> None:
+    try:
+        from ray_profile.pipelines import serve as serving
+    except ImportError as error:
+        raise ConfigError(f"serving needs {error.name}; pip install 'ray_profile[serve]'") from error
+    from ray_profile.progress import without_chatter
+
+    with without_chatter():
+        address = serving.start(settings)
+    try:
+        typer.echo(f"{address} shows profiles; {address}/v1/openapi.json describes the routes. Ctrl-C stops it.")
+        if settings.serve.tokens is None:
+            typer.echo("No tokens are set (serve.tokens), so it answers this machine alone, and anybody on it.")
+        _wait_for_a_signal()
+    finally:
+        serving.stop()
+
+
+def _wait_for_a_signal() -> None:
+    """Until Ctrl-C, or until a supervisor asks the process to end."""
+    import signal
+    from threading import Event
+
+    ended = Event()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: ended.set())
+    ended.wait()
 
 
 def _rehearse(settings: Config, as_json: bool) -> None:

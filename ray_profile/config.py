@@ -184,6 +184,19 @@ class Build(Frozen):
     gpus_per_encoder: float | None = Field(default=None, ge=0)  # absent: 1 where Ray has GPUs when the run starts
 
 
+class Serve(Frozen):
+    """`[serve]`: the endpoint."""
+
+    host: str = "127.0.0.1"  # another one needs tokens
+    port: int = Field(default=8000, ge=1, le=65535)
+    tokens: str | None = None  # a file that `ray-profile token new` makes; absent: anybody on this machine may ask
+    audit: str = "audit.jsonl"  # who looked at whom, appended
+    cache: str = "~/.cache/ray_profile/index"  # where copies of an index on S3 lie
+    replicas: int = Field(default=1, ge=1)  # of the look-ups
+    encoders: int = Field(default=1, ge=0)  # replicas of the encoder, for /v1/embed; 0: none is loaded
+    refresh_seconds: float = Field(default=5.0, gt=0)  # between looks for a newer index
+
+
 class Config(Frozen):
     """The whole file, with defaults filled in."""
 
@@ -196,6 +209,7 @@ class Config(Frozen):
     build: Build = Build()
     train: Train = Train()
     tune: Tune = Tune()
+    serve: Serve = Serve()
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -253,6 +267,13 @@ def _anchored(config: Config, folder: Path) -> Config:
             "encoder": config.encoder.model_copy(update={"model": model}),
             "taxonomy": config.taxonomy.model_copy(update={"path": maybe(config.taxonomy.path)}),
             "privacy": config.privacy.model_copy(update={"key_file": maybe(config.privacy.key_file)}),
+            "serve": config.serve.model_copy(
+                update={
+                    "tokens": maybe(config.serve.tokens),
+                    "audit": at(config.serve.audit),
+                    "cache": at(config.serve.cache),
+                }
+            ),
             "train": config.train if labels is None else config.train.model_copy(update={"labels": labels}),
         }
     )

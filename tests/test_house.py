@@ -23,7 +23,7 @@ LAYERS = (
     ("schema", "state", "frozen", "train_config", "config", "errors"),
     ("sources", "encode", "store"),
     ("profile",),
-    ("train", "apply"),
+    ("train", "apply", "serve"),
     ("pipelines",),
     ("printing", "printing_training", "progress", "cli", "__main__"),
 )
@@ -91,7 +91,7 @@ def test_every_kind_has_a_weight_and_every_reason_in_the_code_a_sentence() -> No
 
 def test_the_commands_are_those_that_are_documented() -> None:
     names = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert names == {"init", "build", "show", "status", "compact", "demo", "train", "tune"}
+    assert names == {"init", "build", "show", "status", "compact", "demo", "train", "tune", "index", "serve"}
     readme = (ROOT / "README.md").read_text()
     for name in names:
         assert f"ray-profile {name}" in readme, f"README does not mention {name}"

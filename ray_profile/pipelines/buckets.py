@@ -12,17 +12,19 @@ from datetime import datetime
 
 import polars as pl
 
-from ray_profile.pipelines.tables import load_items, profiles_table, read_states, states_dtypes, states_table
+from ray_profile.pipelines.tables import frame_of, load_items, profiles_table, read_states, states_dtypes, states_table
 from ray_profile.profile import statistics
+from ray_profile.profile.document import documents
 from ray_profile.profile.facet import FuseContext
 from ray_profile.profile.fold import state_schema
 from ray_profile.profile.fuse import PROFILE_DTYPES, fuse
 from ray_profile.profile.periods import period_end
 from ray_profile.sources.redact import bucket_of
 from ray_profile.state import KEYS, StateSchema
+from ray_profile.store.index import Part, write_part
 from ray_profile.store.root import Root
 from ray_profile.store.scan import read_users
-from ray_profile.store.tables import DataFile, write_file
+from ray_profile.store.tables import DataFile, read_files, write_file
 from ray_profile.store.waves import file_name, wave_of
 
 #: New states of one fuse task. A process fuses as many at once as it has threads.
@@ -64,6 +66,15 @@ class MergeJob:
     uuid: str
     width: int
     states: dict[int, tuple[DataFile, ...]]
+
+
+@dataclass(frozen=True)
+class IndexJob:
+    """What every task of an indexing is told."""
+
+    root: Root
+    width: int
+    profiles: dict[int, tuple[DataFile, ...]]
 
 
 def groups_of(job: FuseJob, at_least: int) -> list[list[int]]:
@@ -146,3 +157,10 @@ def _context(job: FuseJob) -> FuseContext:
         job.root.facts.period,
         job.root.facts.half_life_days,
     )
+
+
+def index_bucket(job: IndexJob, bucket: int) -> Part:
+    """Write a bucket's profiles into the serving index."""
+    files = job.profiles[bucket]
+    rows = frame_of(read_files(profiles_table(job.root), files, columns=list(PROFILE_DTYPES)))
+    return write_part(bucket, documents(rows), job.width, [file.path for file in files], job.root)

@@ -2,6 +2,8 @@
 
     open -> plan -> for each wave: catalogue -> fold -> commit -> then once: statistics -> fuse -> commit -> tidy up
 
+and where the root has a serving index, a new one after the fuse.
+
 What a run decides is here; where its tasks run is the engine's business. Planning starts nothing: a run without new
 files ends before Ray or torch is imported. Fusing comes last in every run, with or without new files, so that a crash
 between the two commits heals with the next run and gives what an undisturbed run would have given.
@@ -36,6 +38,7 @@ class Summary:
     profiles_new: int = 0
     profiles_changed: int = 0
     profiles_version: int | None = None
+    indexed: int | None = None  # the version of the serving index that this run made
     files_folded_before: int = 0
     rejected: list[RejectedFile] = field(default_factory=list)
     rejected_before: list[RejectedFile] = field(default_factory=list)
@@ -92,6 +95,8 @@ def build(
     `at` is told each step of the commit protocol; `clock` is the run's now (UTC). Raises `RayProfileError`s, and then
     the tables are as the last commit left them.
     """
+    from ray_profile.pipelines.index import indexed, is_behind
+
     watch = Watch()
     run = Run.open(config, clock or datetime.now(UTC), at)
     plan = run.plan()
@@ -101,7 +106,7 @@ def build(
     watch.mark("plan")
     profiles = Table(run.root, "profiles")
     due = unfused(run.writer.handle, profiles.open())
-    if plan.waves or due or (refresh and run.writer.number > 0):
+    if plan.waves or due or (refresh and run.writer.number > 0) or is_behind(run):
         from ray_profile.pipelines.fusing import fuse_changed
         from ray_profile.pipelines.wave import fold_wave
 
@@ -122,9 +127,12 @@ def build(
             watch.mark("fold")
             result = fuse_changed(run, engine, refresh)
             summary.profiles_new, summary.profiles_changed = result.new, result.changed
+            watch.mark("fuse")
+            if is_behind(run):
+                summary.indexed = indexed(run, engine).version
         finally:
             engine.close()
-        watch.mark("fuse")
+        watch.mark("index")
         run.writer.remove_orphans(run.clock)
     handle = profiles.open()
     if handle is not None:

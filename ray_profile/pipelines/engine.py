@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 import polars as pl
 
 from ray_profile.config import Config
-from ray_profile.pipelines.buckets import Fused, FuseJob, MergeJob
+from ray_profile.pipelines.buckets import Fused, FuseJob, IndexJob, MergeJob
 from ray_profile.pipelines.report import Report
 from ray_profile.pipelines.work import ItemsRead, WaveJob, Written
 from ray_profile.sources.read import Range
+from ray_profile.store.index import Part
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile
 
@@ -52,6 +53,10 @@ class Engine(Protocol):
 
     def merge(self, job: MergeJob) -> list[DataFile]:
         """Merge the files of each bucket of the job, not committed."""
+        ...
+
+    def index(self, job: IndexJob) -> list[Part]:
+        """Write the profiles of each bucket of the job into the serving index, not published. Sorted by bucket."""
         ...
 
     def close(self) -> None:

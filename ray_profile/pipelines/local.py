@@ -20,6 +20,7 @@ from ray_profile.profile import statistics
 from ray_profile.profile.fold import state_schema
 from ray_profile.sources.formats import may_hold_text
 from ray_profile.sources.read import Range
+from ray_profile.store.index import Part
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile
 from ray_profile.store.waves import GB
@@ -105,3 +106,11 @@ class LocalEngine:
     def merge(self, job: buckets.MergeJob) -> list[DataFile]:
         """See `Engine`."""
         return [buckets.merge_bucket(job, bucket) for bucket in job.states]
+
+    def index(self, job: buckets.IndexJob) -> list[Part]:
+        """See `Engine`."""
+        parts: list[Part] = []
+        for part in mapped(lambda bucket: buckets.index_bucket(job, bucket), sorted(job.profiles)):
+            parts.append(part)
+            self._progress("index", len(parts), len(job.profiles), part.profiles)
+        return parts

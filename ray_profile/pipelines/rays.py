@@ -34,6 +34,7 @@ from ray_profile.pipelines.tables import frame_of
 from ray_profile.profile import statistics
 from ray_profile.sources.formats import may_hold_text
 from ray_profile.sources.read import Range
+from ray_profile.store.index import Part
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile
 
@@ -165,6 +166,13 @@ class RayEngine:
             task, shared = ray.remote(buckets.merge_bucket), ray.put(job)
             merged: list[DataFile] = ray.get([task.remote(shared, bucket) for bucket in job.states])
         return merged
+
+    def index(self, job: buckets.IndexJob) -> list[Part]:
+        """See `Engine`."""
+        with plainly():
+            task, shared = ray.remote(buckets.index_bucket), ray.put(job)
+            parts: list[Part] = ray.get([task.remote(shared, bucket) for bucket in job.profiles])
+        return sorted(parts, key=lambda part: part.bucket)
 
     def _text_actors(self, count: int) -> list[Any]:
         """At least so many actors that encode texts which are no rows; they stay until a fold needs their room."""
@@ -327,3 +335,11 @@ def plainly() -> Iterator[None]:
         if isinstance(error, RayError):
             raise BuildFailed(f"Ray could not finish the run, which has committed nothing more: {error}") from error
         raise
+
+
+def can_grow() -> bool:
+    """Whether a cluster's autoscaler may add nodes: Ray then lists node types beyond those that run."""
+    from ray._private.state import state
+
+    limits = state.get_cluster_config()
+    return bool(limits is not None and limits.node_group_configs)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 import polars as pl
 import pyarrow as pa
 
-from ray_profile.encode.heads import TagMatrix
+from ray_profile.encode.heads import Encodes, TagMatrix
 from ray_profile.encode.tokens import Letters, readable_or_raise
 from ray_profile.errors import FileRejected, QuarantineLimitError, RayProfileError
 from ray_profile.pipelines import catalogue, probe, work
@@ -87,7 +87,7 @@ def _newest(run: Run, written: Sequence[work.Written]) -> dict[str, int]:
     return {NEWEST: max(known)} if known else {}
 
 
-def make_tagger(run: Run, engine: Engine) -> Tagger:
+def make_tagger(run: Run, encoder: Encodes) -> Tagger:
     """The taxonomy's tags, with the vectors by which texts resemble them, and the model's own head for reviews.
 
     Where the shop names no taxonomy, the model's stored one is all there is: nothing is tagged by resemblance with
@@ -97,8 +97,8 @@ def make_tagger(run: Run, engine: Engine) -> Tagger:
     if run.taxonomy is None:
         return Tagger()
     if run.config.taxonomy.path is None:
-        return Tagger(run.taxonomy, None, None if trained is None else trained.matrix(run.taxonomy, engine))
-    plain = TagMatrix.build(run.taxonomy, engine, run.config.taxonomy.threshold)
+        return Tagger(run.taxonomy, None, None if trained is None else trained.matrix(run.taxonomy, encoder))
+    plain = TagMatrix.build(run.taxonomy, encoder, run.config.taxonomy.threshold)
     return Tagger(run.taxonomy, plain, None if trained is None else trained.over(plain.tags, plain.vectors))
 
 

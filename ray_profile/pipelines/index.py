@@ -1,0 +1,91 @@
+"""`index`: the profiles of a root become the files that replicas serve from.
+
+A bucket whose profiles are as they were in the version before keeps its file, so an index after a small build is little
+work. A root that has an index gets a new one at the end of every build.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from ray_profile.config import Config
+from ray_profile.errors import RootError
+from ray_profile.pipelines.buckets import IndexJob
+from ray_profile.pipelines.build import engine_of
+from ray_profile.pipelines.engine import Engine, Progress
+from ray_profile.pipelines.fusing import by_bucket
+from ray_profile.pipelines.run import Run
+from ray_profile.pipelines.tables import profiles_table
+from ray_profile.store.index import Manifest, current, publish
+from ray_profile.store.root import Root
+from ray_profile.store.tables import Handle
+from ray_profile.store.waves import ignore_step
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """The version that is there now, and how many of its buckets were written or kept from the one before."""
+
+    version: int
+    profiles: int
+    written: int
+    kept: int
+
+    def to_json(self) -> dict[str, int]:
+        """The same as plain values."""
+        return vars(self)
+
+
+def index(config: Config, local: bool = False, progress: Progress | None = None) -> Indexed:
+    """Bring the serving index up to date with the profiles; where it is already, no engine is started.
+
+    Raises `RootError` where there are no profiles, or the config is not that of the root; `StorageError` where the
+    store fails. Then the versions before stay as they are.
+    """
+    Root.existing(config.root)  # a build may begin a root, and a mistyped one here would be another
+    run = Run.open(config, datetime.now(UTC), ignore_step)
+    run.check()
+    known = current(run.root)
+    if known is not None and known.version == _profiles(run).version:
+        return Indexed(known.version, known.profiles, 0, len(known.parts))
+    engine = engine_of(run.config, local, progress)
+    try:
+        return indexed(run, engine)
+    finally:
+        engine.close()
+
+
+def indexed(run: Run, engine: Engine) -> Indexed:
+    """The same by the engine of a run, whatever is there."""
+    profiles, known = _profiles(run), current(run.root)
+    files = by_bucket(profiles.files())
+    same = {
+        part.bucket: part
+        for part in (known.parts if known is not None and _alike(known, run) else ())
+        if part.made_of == tuple(file.path for file in files.get(part.bucket, ()))
+    }
+    due = {bucket: each for bucket, each in files.items() if bucket not in same}
+    written = engine.index(IndexJob(run.root, run.width, due)) if due else []
+    parts = sorted([*same.values(), *written], key=lambda part: part.bucket)
+    manifest = Manifest(profiles.version, run.width, run.root.facts.buckets, run.encoder_digest, tuple(parts))
+    publish(run.root, manifest)
+    return Indexed(manifest.version, manifest.profiles, len(written), len(same))
+
+
+def _alike(known: Manifest, run: Run) -> bool:
+    """Whether files of an earlier version may stand beside new ones."""
+    return (known.width, known.encoder) == (run.width, run.encoder_digest)
+
+
+def is_behind(run: Run) -> bool:
+    """Whether a root that is served has profiles that its index does not know."""
+    known = current(run.root)
+    return known is not None and known.version != _profiles(run).version
+
+
+def _profiles(run: Run) -> Handle:
+    handle = profiles_table(run.root).open()
+    if handle is None or not handle.files():
+        raise RootError(f"{run.root.address} has no profiles yet; `ray-profile build` makes them")
+    return handle

@@ -1,0 +1,333 @@
+"""The HTTP interface, version 1: an ASGI application that is the same under Ray Serve and under any ASGI server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from importlib.resources import files
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Header, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import StreamingResponse
+
+from ray_profile.profile.document import FIELDS
+from ray_profile.schema import MAX_TEXT_CHARS
+from ray_profile.serve import contract
+from ray_profile.serve.embedding import MAX_TEXTS
+from ray_profile.serve.problems import MEDIA_TYPE, Problem, insist_on_text, quoted
+from ray_profile.serve.reasons import ATTRIBUTES, why
+from ray_profile.serve.segments import COLUMNS
+from ray_profile.serve.service import MAX_USERS, Service, etag, fields
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_BODY = 4 << 20  # bytes
+MAX_ROWS = 5_000  # of one request
+TIMEOUT_SECONDS = 30.0
+JSON = "application/json"
+log = logging.getLogger("ray_profile.serve")
+
+User = Annotated[str, Path(description="The user's own id, as the shop's files write it.", examples=["u-1001"])]
+ByPseudonym = Annotated[bool, Query(description="Whether the id is a pseudonym, as answers give them.")]
+Authorization = Annotated[str | None, Header(include_in_schema=False)]
+
+
+class Users(BaseModel):
+    """The body of `profiles:batch`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    users: list[str] = Field(max_length=MAX_USERS, examples=[["u-1001", "u-1002"]])
+
+
+class Texts(BaseModel):
+    """The body of `embed`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    texts: list[str] = Field(max_length=MAX_TEXTS, examples=[["茶香很浓，回购三次了", "The lid leaks."]])
+
+
+class Row(BaseModel):
+    """A review or an event of the person whose profile is wanted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["review", "search", "view", "favourite", "cart", "purchase", "return"]
+    ts: str = Field(description="ISO 8601; without a zone it is UTC.", examples=["2025-11-03T09:12:00"])
+    id: str | None = None
+    item_id: str | None = None
+    title: str | None = None
+    text: str | None = None
+    rating: float | None = Field(default=None, ge=1, le=5)
+    quantity: float | None = None
+    price: float | None = None
+    order_id: str | None = None
+    place: str | None = None
+    device: str | None = None
+
+
+class Rows(BaseModel):
+    """The body of `profiles:compute`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rows: list[Row] = Field(
+        max_length=MAX_ROWS,
+        examples=[[{"kind": "review", "ts": "2025-11-03T09:12:00", "rating": 5, "text": "茶香很浓，回购三次了"}]],
+    )
+
+
+class Segment(BaseModel):
+    """The body of `segments:count`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    predicate: str = Field(
+        description=f"An SQL expression on {', '.join(COLUMNS)}",
+        examples=["recency_days < 30 AND array_contains(liked, 'green tea') AND sentiment_positive > 0.6"],
+    )
+
+
+class Export(Segment):
+    """The body of `segments:export`."""
+
+    columns: list[str] = Field(default=[], examples=[["monetary", "liked"]])
+    format: Literal["csv", "parquet"] = "csv"
+
+
+def create(service: Service) -> Application:
+    """The application that answers from a service."""
+    app = FastAPI(
+        title="ray_profile",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+        redirect_slashes=False,
+    )
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    _profiles(app, service)
+    _texts(app, service)
+    _computed(app, service)
+    _segments(app, service)
+    _health(app, service)
+    _page(app)
+    return _guarded(app)
+
+
+def _profiles(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/profiles/{user}", responses=contract.PROFILE, response_class=Response)
+    async def profile(
+        user: User,
+        fields_wanted: Annotated[
+            str | None, Query(alias="fields", description=f"Some of {', '.join(FIELDS)}", examples=["tags,sentiment"])
+        ] = None,
+        pseudonym: ByPseudonym = False,
+        if_none_match: Annotated[str | None, Header()] = None,
+        authorization: Authorization = None,
+    ) -> Response:
+        """A user's profile. Its ETag is the version of the profiles."""
+        caller = service.caller(authorization, "profiles:read")
+        index, found = service.profile(caller, "profiles", user, pseudonym)
+        tag = etag(index)
+        if if_none_match is not None and tag in (each.strip() for each in if_none_match.split(",")):
+            return Response(status_code=304, headers={"ETag": tag})
+        body = found if fields_wanted is None else fields(found, fields_wanted)
+        return Response(body, media_type=JSON, headers={"ETag": tag})
+
+    @app.post("/v1/profiles:batch", responses=contract.BATCH, response_class=Response)
+    async def batch(wanted: Users, authorization: Authorization = None) -> Response:
+        """Profiles of up to 1,000 users in the order asked for, null where there is none; `missing` names those."""
+        caller = service.caller(authorization, "profiles:read", max(1, len(wanted.users)))
+        index, found = service.profiles(caller, "profiles:batch", wanted.users)
+        missing = [user for user, each in zip(wanted.users, found, strict=True) if each is None]
+        head = json.dumps({"version": index.version, "missing": missing}, ensure_ascii=False)
+        body = head[:-1].encode() + b', "profiles": [' + b",".join(each or b"null" for each in found) + b"]}"
+        return Response(body, media_type=JSON, headers={"ETag": etag(index)})
+
+    @app.get("/v1/profiles/{user}/why", responses=contract.WHY)
+    async def reasons(
+        user: User,
+        tag: Annotated[str | None, Query(description="Short for attribute=tags and value=TAG.")] = None,
+        attribute: Annotated[str | None, Query(description=f"One of {', '.join(ATTRIBUTES)}")] = None,
+        value: Annotated[str | None, Query(description="Which entry of the attribute; without it, all.")] = None,
+        pseudonym: ByPseudonym = False,
+        authorization: Authorization = None,
+    ) -> dict[str, Any]:
+        """The evidence of a tag, or of any attribute: ids, weights, times and redacted snippets."""
+        if (tag is None) == (attribute is None):
+            raise Problem(422, "name either tag=, or attribute= (and value=)")
+        caller = service.caller(authorization, "why:read")
+        index, found = service.reasons(caller, "why", user, pseudonym)
+        told = why(json.loads(found), "tags" if attribute is None else attribute, value if tag is None else tag)
+        return {"version": index.version, **told}
+
+
+def _texts(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/embed", responses=contract.EMBED)
+    async def embed(wanted: Texts, authorization: Authorization = None) -> dict[str, Any]:
+        """The vector, the feeling and the tags of up to 256 texts, read as reviews; nothing is kept."""
+        service.caller(authorization, "embed", max(1, len(wanted.texts)))
+        for text in wanted.texts:
+            insist_on_text("a text", text, MAX_TEXT_CHARS)
+        if service.embed is None:
+            raise Problem(501, "this endpoint has no encoder; set serve.encoders to 1 or more")
+        with service.gate.inside():
+            return {"texts": await service.embed(wanted.texts)}
+
+
+def _segments(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/segments:count", responses=contract.COUNT)
+    async def count(wanted: Segment, authorization: Authorization = None) -> dict[str, Any]:
+        """How many users satisfy a predicate on the columns of their profiles, and the pseudonyms of some."""
+        caller = service.caller(authorization, "segments:read")
+        with service.gate.inside():
+            found = await service.segments.count(wanted.predicate)
+        service.audit.note(caller.name, "segments:count", found["sample"], found["count"])
+        return found
+
+    @app.post("/v1/segments:export", response_class=Response, responses=contract.EXPORT)
+    async def export(wanted: Export, authorization: Authorization = None) -> Response:
+        """The users who satisfy a predicate, with some columns, as CSV or Parquet."""
+        caller = service.caller(authorization, "segments:export")
+        with service.gate.inside():
+            version, users, pieces = await service.segments.export(wanted.predicate, wanted.columns, wanted.format)
+        service.audit.note(caller.name, f"segments:export {wanted.predicate}", [], users)
+        kind = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}[wanted.format]
+        name = f'attachment; filename="segment-{version}.{wanted.format}"'
+        return StreamingResponse(pieces, media_type=kind, headers={"Content-Disposition": name})
+
+
+def _computed(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/profiles:compute", responses=contract.COMPUTE)
+    async def compute(wanted: Rows, authorization: Authorization = None) -> dict[str, Any]:
+        """The profile of rows that are sent, by the same fold and fuse as `build`; nothing is kept."""
+        service.caller(authorization, "embed")
+        if service.compute is None:
+            raise Problem(501, "this endpoint has no encoder; set serve.encoders to 1 or more")
+        rows = [row.model_dump(exclude_none=True) for row in wanted.rows]
+        for at, row in enumerate(rows):
+            for name, value in row.items():
+                if isinstance(value, str):
+                    insist_on_text(f"rows.{at}.{name}", value, MAX_TEXT_CHARS)
+        with service.gate.inside():
+            return await service.compute(rows)
+
+
+def _health(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz")
+    async def alive() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def ready() -> dict[str, Any]:
+        """Whether it can answer from an index, and which."""
+        return {"status": "ok", "version": service.index.version, "profiles": service.index.manifest.profiles}
+
+    @app.get("/v1/me")
+    async def me(authorization: Authorization = None) -> dict[str, Any]:
+        """Whose token this is, and what it opens."""
+        caller = service.caller(authorization, "profiles:read")
+        return {"name": caller.name, "scopes": sorted(caller.scopes)}
+
+
+def _page(app: FastAPI) -> None:
+    body = files("ray_profile.serve").joinpath("page.html").read_bytes()
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        """The page for people. It may load nothing but itself, and talk to nobody but this server."""
+        return Response(body, media_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
+
+
+def _guarded(app: FastAPI) -> Application:
+    """The application with limits on the size of a body and on the time of an answer."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        started = False
+        size = 0
+
+        async def counted() -> MutableMapping[str, Any]:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > MAX_BODY:
+                raise Problem(413, f"the body is longer than {MAX_BODY:,} bytes; send less at once")
+            return message
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
+            started = True
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *_HEADERS]}
+            await send(message)
+
+        try:
+            declared = dict(scope["headers"]).get(b"content-length", b"0")
+            if declared.isdigit() and int(declared) > MAX_BODY:
+                raise Problem(413, f"the body is longer than {MAX_BODY:,} bytes; send less at once")
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await app(scope, counted, watched)
+        except Problem as problem:
+            if not started:
+                await _answer(problem)(scope, receive, watched)
+        except TimeoutError:
+            if not started:
+                late = Problem(503, f"no answer in {TIMEOUT_SECONDS:g} s; ask again", {"Retry-After": "1"})
+                await _answer(late)(scope, receive, watched)
+        except Exception:  # whatever it is, the caller learns nothing of it and the server goes on
+            log.exception("%s %s", scope["method"], scope["path"])
+            if not started:
+                await _answer(Problem(500, "something is wrong here; it is in the server's log"))(
+                    scope, receive, watched
+                )
+
+    return guarded
+
+
+def _answer(problem: Problem) -> Response:
+    return Response(problem.to_bytes(), problem.status, problem.headers, MEDIA_TYPE)
+
+
+async def _on_problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return _answer(error)
+
+
+async def _on_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return _answer(Problem(422, f"{place} = {quoted(first.get('input'))}: {first['msg']}"))
+
+
+async def _on_http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _answer(Problem(error.status_code, str(error.detail), error.headers))
+
+
+_HANDLERS: dict[type[Exception], Any] = {
+    Problem: _on_problem,
+    RequestValidationError: _on_invalid,
+    HTTPException: _on_http,
+}
+_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"private, no-cache")]
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}

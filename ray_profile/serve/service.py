@@ -1,0 +1,119 @@
+"""What the routes answer from: the index of the moment, the names of users, and who may ask. It knows no server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from time import time
+from typing import Any
+
+import polars as pl
+
+from ray_profile.profile.document import FIELDS
+from ray_profile.serve.access import ANYBODY, Caller, Issuer, authenticated
+from ray_profile.serve.audit import Audit
+from ray_profile.serve.limits import Gate, Rates
+from ray_profile.serve.problems import Problem, insist_on_text, quoted
+from ray_profile.serve.segments import Segments
+from ray_profile.sources.redact import pseudonym
+from ray_profile.sources.values import identifiers
+from ray_profile.store.index import Index
+
+Get = Callable[[Index, int, str], bytes | None]
+Compute = Callable[[list[dict[str, Any]]], Awaitable[dict[str, Any]]]
+Embed = Callable[[list[str]], Awaitable[list[dict[str, Any]]]]
+
+MAX_USERS = 1_000  # of one request
+MAX_ID_CHARS = 1_000
+MAX_EMBEDDING = 64  # requests that wait for the encoder
+
+
+@dataclass
+class Service:
+    """One replica's state. `index` is replaced as a whole, so whoever has taken it sees one version to the end."""
+
+    index: Index
+    key: bytes | None  # of the pseudonyms
+    audit: Audit
+    segments: Segments
+    issuers: Sequence[Issuer] = ()  # none: anybody may ask, which is for the loopback interface alone
+    embed: Embed | None = None  # what the encoder makes of texts; None: this endpoint has no encoder
+    compute: Compute | None = None  # rows of a person -> their profile; None as above
+    rates: Rates = field(default_factory=Rates)
+    gate: Gate = field(default_factory=lambda: Gate(MAX_EMBEDDING))
+    clock: Callable[[], float] = time
+
+    def caller(self, authorization: str | None, scope: str, cost: float = 1.0) -> Caller:
+        """Who asks, if they may, and not too often. Raises `Problem` 401, 403 or 429."""
+        caller = authenticated(self.issuers, authorization, self.clock()) if self.issuers else ANYBODY
+        caller.insist(scope)
+        self.rates.take(caller, cost)
+        return caller
+
+    def profile(self, caller: Caller, route: str, user: str, by_pseudonym: bool = False) -> tuple[Index, bytes]:
+        """A user's profile as JSON, and the version that it is of. Raises `Problem` 404 where there is none."""
+        return self._found(caller, route, user, by_pseudonym, Index.get)
+
+    def reasons(self, caller: Caller, route: str, user: str, by_pseudonym: bool = False) -> tuple[Index, bytes]:
+        """The same for what the profile rests on."""
+        return self._found(caller, route, user, by_pseudonym, Index.why)
+
+    def _found(self, caller: Caller, route: str, user: str, by_pseudonym: bool, get: Get) -> tuple[Index, bytes]:
+        index, name = self.index, self.name(user, by_pseudonym)
+        found = None if name is None else get(index, bucket(name, index.manifest.buckets), name)
+        self.audit.note(caller.name, route, [name or ""], int(found is not None))
+        if found is None:
+            raise Problem(404, "there is no profile of this user; write the id as the shop's files do")
+        return index, found
+
+    def profiles(self, caller: Caller, route: str, users: Sequence[str]) -> tuple[Index, list[bytes | None]]:
+        """Profiles of several users, in their order, all of one version; None where there is none."""
+        index = self.index
+        names = [self.name(user, False) for user in users]
+        found = [None if name is None else index.get(bucket(name, index.manifest.buckets), name) for name in names]
+        self.audit.note(caller.name, route, [name or "" for name in names], sum(each is not None for each in found))
+        return index, found
+
+    def name(self, user: str, by_pseudonym: bool) -> str | None:
+        """The pseudonym of a user's own id; None for what names nobody."""
+        insist_on_text("the id of a user", user, MAX_ID_CHARS)
+        if "\0" in user:
+            raise Problem(422, f"user {quoted(user)} holds NUL, which no id does")
+        if by_pseudonym:
+            return user
+        known = _identifier(user)
+        return None if known is None else pseudonym(known, self.key)
+
+
+def etag(index: Index) -> str:
+    """The tag of a version."""
+    return f'"{index.version}-{(index.manifest.encoder or "0")[:8]}"'
+
+
+def fields(document: bytes, wanted: str) -> bytes:
+    """A document with some of its fields, in their order there; `user_id` and `as_of` are always among them.
+
+    Raises `Problem` 422 for a field that profiles do not have.
+    """
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in names:
+        if name not in FIELDS:
+            raise Problem(422, f"fields={quoted(name)} is no field of a profile; there are {', '.join(FIELDS)}")
+    whole: dict[str, Any] = json.loads(document)
+    kept = {name: value for name, value in whole.items() if name in names or name in ("user_id", "as_of")}
+    return json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def bucket(name: str, buckets: int) -> int:
+    """`redact.bucket_of` of one pseudonym."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % buckets
+
+
+@lru_cache(maxsize=65_536)
+def _identifier(user: str) -> str | None:
+    """`values.identifiers` of one id."""
+    found: str | None = identifiers(pl.Series([user]))[0]
+    return found

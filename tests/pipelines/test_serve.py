@@ -1,0 +1,202 @@
+"""The endpoint under Ray Serve: it answers, follows new versions, survives killed replicas, and is closed to others."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import polars as pl
+import pytest
+import tiny
+
+from ray_profile.config import Config
+from ray_profile.errors import ConfigError, RootError
+from ray_profile.pipelines.build import build
+from ray_profile.pipelines.index import index
+from ray_profile.sources.simulate import Shop
+from ray_profile.store.index import current
+from ray_profile.store.root import Root
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    """One that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, shop: Shop, port: int) -> Config:
+    folder = tmp_path_factory.mktemp("endpoint")
+    told = [f"serve.port={port}", "serve.refresh_seconds=0.2", f"serve.audit={folder}/audit.jsonl", "serve.replicas=2"]
+    made = tiny.config_of(shop, folder / "root", *told)
+    build(made, local=True, clock=tiny.CLOCK)
+    return made
+
+
+@pytest.fixture(scope="module")
+def users(shop: Shop) -> list[str]:
+    """Customers who wrote, by their own ids."""
+    wrote = pl.concat([pl.read_ndjson(path) for path in sorted(shop.config.parent.glob("reviews-*.jsonl.gz"))])
+    return sorted(str(user) for user in wrote["user_id"].unique())
+
+
+@pytest.fixture(scope="module")
+def running(config: Config, ray_here: None) -> Iterator[Config]:  # noqa: ARG001
+    from ray import serve
+
+    from ray_profile.pipelines import serve as serving
+
+    assert serving.start(config) == f"http://127.0.0.1:{config.serve.port}"
+    yield config
+    serve.shutdown()
+
+
+def ask(port: int, path: str) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, json.loads(body) if body[:1] == b"{" else body
+
+
+def test_it_answers_from_the_index(running: Config, users: list[str]) -> None:
+    for user in users[:5]:
+        status, found = ask(running.serve.port, f"/v1/profiles/{quote(user)}")
+        assert status == 200
+        assert found["rows"] > 0
+    assert ask(running.serve.port, "/v1/profiles/nobody")[0] == 404
+    status, page = ask(running.serve.port, "/")
+    assert (status, b"<!doctype html>" in page) == (200, True)
+
+
+def test_a_new_version_is_served_without_a_failed_request(running: Config, users: list[str]) -> None:
+    port = running.serve.port
+    before = ask(port, "/readyz")[1]["version"]
+    answers: list[int] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            answers.append(ask(port, f"/v1/profiles/{quote(users[0])}")[0])
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        assert build(running, local=True, refresh=True, clock=tiny.CLOCK).indexed is not None
+        newest = current(Root.existing(running.root))
+        assert newest is not None
+        assert newest.version > before
+        seen: set[int] = set()
+        while seen != {newest.version}:  # both replicas; the test's own time limit ends it if they never do
+            seen = {ask(port, "/readyz")[1]["version"] for _ in range(10)}
+    finally:
+        stop.set()
+        thread.join()
+    assert set(answers) == {200}
+
+
+def test_a_killed_replica_is_replaced_and_one_retry_is_enough(running: Config, users: list[str]) -> None:
+    """200 requests while a replica's process is killed: none fails twice."""
+    import psutil
+
+    port = running.serve.port
+    replicas = [
+        each for each in psutil.process_iter(["cmdline"]) if "ServeReplica" in " ".join(each.info["cmdline"] or [])
+    ]
+    mine = [each for each in replicas if psutil.Process().pid in {parent.pid for parent in each.parents()}]
+    assert len(mine) >= 2
+    lost = 0
+    for at in range(200):
+        if at == 50:
+            mine[0].kill()
+        path = f"/v1/profiles/{quote(users[at % len(users)])}"
+        for attempt in range(2):
+            try:
+                status, _ = ask(port, path)
+            except OSError:
+                status = 0
+            if status == 200:
+                break
+            lost += attempt
+    assert lost == 0
+
+
+def test_without_tokens_it_is_for_this_machine_alone(config: Config) -> None:
+    from ray_profile.pipelines import serve as serving
+
+    other = config.model_copy(update={"serve": config.serve.model_copy(update={"host": "0.0.0.0"})})
+    with pytest.raises(ConfigError, match=r"serve\.host = '0\.0\.0\.0' would answer anybody"):
+        serving.start(other)
+
+
+def test_what_is_not_there_is_named_before_anything_starts(config: Config, tmp_path: Path) -> None:
+    from ray_profile.pipelines import serve as serving
+
+    missing = config.model_copy(update={"serve": config.serve.model_copy(update={"tokens": str(tmp_path / "none")})})
+    with pytest.raises(ConfigError, match="ray-profile token new"):
+        serving.start(missing)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        busy = config.model_copy(update={"serve": config.serve.model_copy(update={"port": port})})
+        with pytest.raises(ConfigError, match=rf"serve\.port = {port} on 127\.0\.0\.1 cannot be used"):
+            serving.start(busy)
+    nowhere = config.model_copy(update={"root": str(tmp_path / "nowhere")})
+    with pytest.raises(RootError, match="there is no root"):
+        index(nowhere, local=True)
+
+
+def test_the_command_serves_until_it_is_asked_to_end(
+    config: Config, users: list[str], tmp_path: Path, port: int
+) -> None:
+    """As a person has it: a token is made, the server answers those who have it, and SIGTERM ends it in good order."""
+    own = port + 1
+    file = tmp_path / "tokens.jsonl"
+    shop = [f"--set=root={config.root}", "--set=encoder.dtype=float32", f"--set=serve.port={own}"]
+    shop += [f"--set=serve.tokens={file}", f"--set=serve.audit={tmp_path}/audit.jsonl"]
+    from_file = ["--config", str(_config_file(config))]
+    command = [sys.executable, "-m", "ray_profile"]
+    made = subprocess.run(
+        [*command, "token", "new", "--name", "crm", "--scope", "profiles:read", *from_file, *shop],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    process = subprocess.Popen(
+        [*command, "serve", *from_file, *shop], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert process.stdout is not None
+        assert f"http://127.0.0.1:{own}" in process.stdout.readline()
+        connection = http.client.HTTPConnection("127.0.0.1", own, timeout=30)
+        for token, wanted in ((made.stdout.strip(), 200), ("rp_none", 401)):
+            connection.request("GET", f"/v1/profiles/{quote(users[0])}", headers={"Authorization": f"Bearer {token}"})
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == wanted
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert json.loads((tmp_path / "audit.jsonl").read_text().splitlines()[0])["caller"] == "crm"
+
+
+def _config_file(config: Config) -> Path:
+    """The shop's own file, beside its sources."""
+    path = Path(next(iter(config.sources.values())).paths[0]).parent / "ray_profile.toml"
+    assert path.is_file()
+    return path
