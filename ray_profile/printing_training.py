@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ray_profile.printing import plain
-from ray_profile.train.report import compared
+from ray_profile.train.report import compared, second
 
 if TYPE_CHECKING:
     from ray_profile.pipelines.train import Summary
@@ -45,7 +45,7 @@ def _table(objective: str, found: Mapping[str, Any]) -> Table:
     test = found["test"]
     rows = test.get("rows", 0)
     table = Table(box=box.SIMPLE_HEAD, title=f"{objective}: {rows:,} reviews of test users", title_justify="left")
-    for name in ("", "macro-F1", "accuracy", "ours is better by (95 % interval)"):
+    for name in ("", "macro-F1", second(test), "ours is better by (95 % interval)"):
         table.add_column(name, justify="left" if name in ("", "ours is better by (95 % interval)") else "right")
     for cells in compared(found):
         table.add_row(*map(Text, cells))

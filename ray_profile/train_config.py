@@ -42,6 +42,13 @@ class DeepSpeed(Frozen):
         return self
 
 
+#: Methods of the peft library that are not offered, and why.
+_UNMERGED = {
+    "adalora": "it moves ranks between layers by gradients that DeepSpeed does not leave where it looks for them",
+    "prefix": "its vectors cannot be merged into the weights, so neither AutoModel nor build could load the model",
+}
+
+
 class Peft(Frozen):
     """`[train.peft]`: train few parameters beside frozen weights, merged into them when the model is exported."""
 
@@ -49,6 +56,13 @@ class Peft(Frozen):
     rank: int = Field(default=8, ge=1)  # of LoRA's updates, as the two below
     alpha: int = Field(default=16, gt=0)
     dropout: float = Field(default=0.05, ge=0, lt=1)
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _can_be_merged(cls, value: Any) -> Any:
+        if value in _UNMERGED:
+            raise ValueError(f"{value!r} is not offered: {_UNMERGED[value]}; use 'lora' or 'adapter'")
+        return value
 
 
 class Track(Frozen):

@@ -78,7 +78,7 @@ def running(folder: Path) -> Iterator[S3Server]:
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "GOMEMLIMIT": "400MiB"},
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         try:
             _await_ready(server, process, log_path)
@@ -122,7 +122,8 @@ def _command(program: str, folder: Path, server: S3Server, ports: list[int]) -> 
     ]
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For a process between fork and exec: SIGKILL when the one that started it is no more."""
     ctypes.CDLL("libc.so.6").prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

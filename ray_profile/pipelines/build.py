@@ -130,9 +130,10 @@ def build(
             watch.mark("fuse")
             if is_behind(run):
                 summary.indexed = indexed(run, engine).version
+                watch.mark("index")
         finally:
             engine.close()
-        watch.mark("index")
+        watch.mark("close")
         run.writer.remove_orphans(run.clock)
     handle = profiles.open()
     if handle is not None:

@@ -12,6 +12,7 @@ from ray_profile.config import Config
 from ray_profile.pipelines.probe import ranges_of, reviews_of
 from ray_profile.pipelines.run import listed
 from ray_profile.sources.formats import is_catalogue, may_hold_text
+from ray_profile.sources.redact import fingerprint
 from ray_profile.sources.sample import spread
 from ray_profile.store import models
 from ray_profile.store.root import Root
@@ -30,7 +31,9 @@ def started(config: Config, init: Init, root: Root, clock: datetime) -> Config:
     """
     files = [(file.path, file.size, file.tag) for name in config.sources for file in listed(config, name)]
     length, seed = config.train.max_length, config.train.seed
-    digest = configuration.digest([files, init.model_dump(), length, seed])
+    formats = {name: source.model_dump(exclude={"paths"}) for name, source in config.sources.items()}
+    privacy = [fingerprint(config.privacy.key()), config.privacy.redact]  # of what words the texts are left with
+    digest = configuration.digest([files, formats, privacy, init.model_dump(), length, seed])
     parts = ("training", "fresh", digest)
     if not root.fs.exists(root.path(*parts, WHOLE)):
         with tempfile.TemporaryDirectory(prefix="encoder-") as folder:

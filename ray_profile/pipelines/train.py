@@ -31,12 +31,12 @@ from ray_profile.pipelines import examples, fresh, trainer
 from ray_profile.pipelines.engine import Progress as Told
 from ray_profile.pipelines.engine import no_progress
 from ray_profile.pipelines.examples import Corpus
-from ray_profile.pipelines.rays import RayEngine
+from ray_profile.pipelines.rays import RayEngine, can_grow
 from ray_profile.pipelines.run import facts_of, resolved
 from ray_profile.pipelines.watch import Watch
 from ray_profile.store import models
 from ray_profile.store.root import Root
-from ray_profile.train import judge, report
+from ray_profile.train import judge, report, track
 from ray_profile.train.doubt import doubtful
 from ray_profile.train.export import write_encoder
 from ray_profile.train.judge import Judged, Splits
@@ -69,9 +69,11 @@ def train(config: Config, progress: Told | None = None, trace: str | None = None
     """Fine-tune the encoder of `config` on its sources and publish the model under the root.
 
     `trace` names a folder for the ids of what each step trained on. Raises `SourceError` where an objective has nothing
-    to learn from, `ConfigError` for workers that can never start, `TrainingDiverged`, and what reading raises.
+    to learn from, `ConfigError` for workers that can never start or a tracker that is not installed,
+    `TrainingDiverged`, and what reading raises.
     """
     watch = Watch()
+    track.insist(config.train.track)
     root = Root.open(config.root, facts_of(config))
     clock = datetime.now(UTC)
     config = based(config, root, clock)
@@ -119,21 +121,13 @@ def room(settings: Train) -> tuple[float, float, str, int]:
     wanted = settings.gpus_per_worker if settings.gpus_per_worker is not None else min(gpus, 1.0)
     least, most = settings.workers if isinstance(settings.workers, tuple) else (settings.workers,) * 2
     for kind, of_each, there in (("GPU", wanted, gpus), ("CPU", 1.0, cpus)):
-        if least * of_each > there and not _can_grow():
+        if least * of_each > there and not can_grow():
             raise ConfigError(
                 f"train.workers asks for {least} workers with {of_each:g} {kind} each, and Ray has {there:g} {kind}s; "
                 f"lower train.workers to {int(there / of_each)}, or name a cluster with more in RAY_ADDRESS"
             )
     threads = max(1, min(os.cpu_count() or 1, int(cpus)) // most)
     return wanted, 1.0, "cuda" if wanted else "cpu", threads
-
-
-def _can_grow() -> bool:
-    """Whether a cluster's autoscaler may add nodes: Ray then lists node types beyond those that run."""
-    from ray._private.state import state
-
-    limits = state.get_cluster_config()
-    return bool(limits is not None and limits.node_group_configs)
 
 
 def _run_of(config: Config, corpus: Corpus) -> str:
@@ -212,18 +206,21 @@ def _judged(
     corpus: Corpus, fitted: trainer.Fitted, job: trainer.Job, splits: Splits, engine: RayEngine
 ) -> tuple[Heads | None, dict[str, Any]]:
     held, found = corpus.counts["train"], dict[str, Any]()
-    probe = offsets = tags = None
+    felt = tags = None
     if "sentiment" in job.train.objectives:
         natural = np.asarray(held["sentiment"], float)
         drawn = natural * np.asarray(job.drawing.copies[:3]) if job.by == "sentiment" else natural
-        probe, offsets = judge.sentiment_head(fitted.weights, drawn, natural, splits.validation)
-        found["sentiment"] = judge.sentiment_report(probe, offsets, splits)
+        felt = judge.sentiment_head(fitted.weights, drawn, natural, splits.validation)
+        found["sentiment"] = judge.sentiment_report(felt, splits)
     if "tags" in job.train.objectives:
         texts = tag_vectors(corpus.taxonomy, engine)
         ids = [tag.id for tag in corpus.taxonomy.tags]
         tags = judge.tag_head(fitted.weights, ids, texts, corpus.exclusive, splits.validation)
         found["tags"] = judge.tags_report(tags, texts, corpus.exclusive, splits)
-    return (Heads(probe, offsets, tags, {}) if probe or tags else None), found
+    if felt is None and tags is None:
+        return None, found
+    probe, offsets = (felt.probe, felt.offsets) if felt else (None, None)
+    return Heads(probe, offsets, tags.head if tags else None, {}), found
 
 
 def _description(config: Config, corpus: Corpus, job: trainer.Job, found: Mapping[str, Any]) -> dict[str, Any]:

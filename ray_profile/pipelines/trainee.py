@@ -1,13 +1,10 @@
-"""What one worker of a training run has: its engine, its share of the validation rows, and where its curves go."""
+"""What one worker of a training run has: its engine, and its share of the validation rows."""
 
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +17,6 @@ from ray_profile.pipelines.examples import Corpus, opened
 from ray_profile.train import engines, start
 from ray_profile.train.batch import COLUMNS, Batch, collate, nothing
 from ray_profile.train.engines import Engine
-from ray_profile.train.loop import Progress
 from ray_profile.train.model import Settings, Trainee
 from ray_profile.train.objectives import MASKED_SHARE
 from ray_profile.train.shards import ABOUT_TOKENS
@@ -46,7 +42,7 @@ def made(job: Job) -> tuple[Engine, Evaluate, int, tuple[int, ...]]:
     torch.manual_seed(job.train.seed + 1 + engine.rank)  # but dropout of its own
     tags = len(corpus.taxonomy.tags)
     mine = _validation(corpus, job.train, engine, tags)
-    return engine, partial(_evaluated, engine, mine, job.train.objectives), tags, tokenizer.special
+    return engine, partial(_evaluated, engine, mine, job.judged_by), tags, tokenizer.special
 
 
 def _settings(job: Job, corpus: Corpus, special: tuple[int, ...]) -> Settings:
@@ -128,53 +124,3 @@ def _scored(confusion: np.ndarray, hits: np.ndarray, weights: Mapping[str, float
     }
     score = sum(found[name] * weight for name, weight in weights.items()) / sum(weights.values())
     return {"score": score, **{f"validation_{name}": found[name] for name in weights}}
-
-
-@contextmanager
-def tracked(job: Job, rank: int) -> Iterator[Callable[[Progress], None]]:
-    """What to tell of a run's progress at each report: worker 0 hands new points of the curves to the trackers."""
-    track = job.train.track
-    if rank or not (track.tensorboard or track.wandb or track.mlflow):
-        yield lambda _: None
-        return
-    with tempfile.TemporaryDirectory(prefix="curves-") as folder:
-        sinks = list(_sinks(job, Path(folder)))
-        told = 0
-
-        def tell(progress: Progress) -> None:
-            nonlocal told
-            for point in progress.curves[told:]:
-                for sink in sinks:
-                    sink(point)
-            told = len(progress.curves)
-            for file in Path(folder).glob("events.*"):
-                with job.root.fs.open(job.root.path(*job.path("tensorboard", file.name)), "wb") as out:
-                    out.write(file.read_bytes())
-
-        job.root.fs.makedirs(job.root.path(*job.path("tensorboard")), exist_ok=True)
-        yield tell
-
-
-def _sinks(job: Job, folder: Path) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    track = job.train.track
-    if track.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(folder))
-
-        def to_tensorboard(point: Mapping[str, float]) -> None:
-            for name, value in point.items():
-                writer.add_scalar(name, value, int(point["step"]))
-            writer.flush()
-
-        yield to_tensorboard
-    if track.wandb:
-        import wandb
-
-        wandb.init(project="ray_profile", name=job.run, id=job.run, resume="allow")
-        yield lambda point: wandb.log(dict(point), step=int(point["step"]))
-    if track.mlflow:
-        import mlflow
-
-        mlflow.start_run(run_name=job.run)
-        yield lambda point: mlflow.log_metrics(dict(point), step=int(point["step"]))

@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from ray_profile.pipelines.examples import FOLDER, Corpus, opened
 from ray_profile.pipelines.rays import plainly
 from ray_profile.pipelines.tables import frame_of
 from ray_profile.store.root import Root
-from ray_profile.train import loop
+from ray_profile.train import loop, track
 from ray_profile.train.augment import word_dropout
 from ray_profile.train.batch import COLUMNS, Batch, classes, collate, of_piece
 from ray_profile.train.loop import Hooks, Progress
@@ -62,6 +63,12 @@ class Job:
     device: str
     threads: int
     trace: str | None = None  # a folder for the ids of what each step trained on
+    judge: Mapping[str, float] | None = None  # weights of the score; absent: those of the objectives
+
+    @property
+    def judged_by(self) -> Mapping[str, float]:
+        """What the score of an evaluation is the weighted mean of."""
+        return self.judge or self.train.objectives
 
     def path(self, *parts: str) -> tuple[str, ...]:
         """Of something of this run, under the root."""
@@ -98,6 +105,7 @@ def fit(job: Job, workers: int | tuple[int, int], gpus: float, cpus: float, call
     """Train; a worker that dies is replaced and the run goes on at its last checkpoint, as the same run started again
     does. Raises `BuildFailed` where it cannot."""
     root = job.root
+    root.delete(["/".join(job.path(DIVERGED))])  # what an attempt before this one said
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job},
@@ -212,8 +220,8 @@ def _work(told: dict[str, Any]) -> None:
     dist.barrier()  # before anyone asks for batches, which are made from what was just written
     stream = ray.train.get_dataset_shard(TRAIN)
     mine = _collated(stream, job, tags, special)
-    with trainee.tracked(job, context.get_world_rank()) as told_of:
-        hooks = Hooks(evaluate, partial(_report, engine=engine, told_of=told_of), _traced(job, context))
+    with _tracked(job, context.get_world_rank()) as tell:
+        hooks = Hooks(evaluate, partial(_report, engine=engine, tell=tell), _traced(job, context))
         ended = loop.train(engine, job.train, job.plan, progress, mine, tags, hooks)
     if ended.ended == "diverged" and context.get_world_rank() == 0:
         job.root.replace_json({"step": ended.step}, *job.path(DIVERGED))
@@ -229,6 +237,13 @@ def _collated(stream: Any, job: Job, tags: int, special: tuple[int, ...]) -> Ite
             hidden, *spared = special
             batch = word_dropout(batch, augment.word_dropout, hidden, spared, job.train.seed)
         yield batch
+
+
+def _tracked(job: Job, rank: int) -> AbstractContextManager[track.Tell]:
+    """Worker 0 tells the trackers; what they keep outlives the run's own folder."""
+    if rank:
+        return nullcontext(lambda _: None)
+    return track.tracked(job.train.track, job.root, (FOLDER, "tensorboard", job.run), job.run)
 
 
 def _traced(job: Job, context: Any) -> Any:
@@ -247,10 +262,10 @@ def _traced(job: Job, context: Any) -> Any:
     return write
 
 
-def _report(metrics: Mapping[str, float], progress: Progress, engine: Any, told_of: Any) -> None:
+def _report(metrics: Mapping[str, float], progress: Progress, engine: Any, tell: track.Tell) -> None:
     """Keep a checkpoint: every worker's part, and on worker 0 where the run stands, and the weights when they were
     judged, so that the best ones are there at the end."""
-    told_of(progress)
+    tell(progress.curves)
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as made:
         folder = Path(made)
         engine.save(folder)
@@ -261,8 +276,15 @@ def _report(metrics: Mapping[str, float], progress: Progress, engine: Any, told_
                 from safetensors.torch import save_file
 
                 save_file({name: value.contiguous() for name, value in weights.items()}, str(folder / WEIGHTS))
-        said = {"step": progress.step, "best_here": metrics.get("score", UNJUDGED), **metrics}
+        said: dict[str, Any] = {"step": progress.step, "best_here": metrics.get("score", UNJUDGED), **metrics}
+        group = ray.util.get_current_placement_group()
+        said |= {"scores": scores_of(progress), "group": group.id.hex() if group else ""}  # `tune` asks for these
         ray.train.report(said, checkpoint=ray.train.Checkpoint.from_directory(made))
+
+
+def scores_of(progress: Progress) -> list[float]:
+    """The score of each evaluation so far."""
+    return [point["score"] for point in progress.curves if "score" in point]
 
 
 def _fitted(result: Any) -> Fitted:

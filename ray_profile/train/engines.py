@@ -5,13 +5,9 @@ An engine is given a `Trainee` on every worker after torch.distributed has been 
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,11 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ray_profile.train.batch import Batch
 from ray_profile.train.model import Trainee
+from ray_profile.train.parts import MOMENTS, WEIGHT, Part, fill, step_of, write
 from ray_profile.train_config import Train
 
 Tensors = dict[str, torch.Tensor]
-TAG = "state"  # DeepSpeed's name for what is in a checkpoint
-WORLD = "world.json"
 
 
 class Engine(Protocol):
@@ -36,12 +31,15 @@ class Engine(Protocol):
     world: int
     device: torch.device
 
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, Tensors]:
-        """The loss of a batch and its parts (see `Trainee.forward`)."""
+    def loss(self, batch: Batch, last: bool) -> tuple[torch.Tensor, Tensors]:
+        """The loss of a batch and its parts (see `Trainee.forward`); `last` of the batches of a step, on all workers.
+
+        Whether workers will exchange gradients is decided here, for DDP prepares for it in its forward pass.
+        """
         ...
 
-    def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add to the gradients; `last` of the batches of a step."""
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a loss, divided by `gradient_accumulation`, which also a shorter step is."""
         ...
 
     def step(self, learning_factor: float) -> float:
@@ -57,11 +55,14 @@ class Engine(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write this worker's part of a checkpoint."""
+        """Write this worker's part of a checkpoint, after a step."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Go on where a checkpoint, also one of another number of workers, was written."""
+        """Go on where a checkpoint, of any number of workers, was written. Raises `BuildFailed` where it is not whole.
+
+        Frozen parameters are not in it: they are the base model's.
+        """
         ...
 
 
@@ -92,13 +93,36 @@ def parameter_groups(trainee: Trainee, settings: Train) -> list[dict[str, Any]]:
     ]
 
 
+def _trained(trainee: Trainee) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, each) for name, each in trainee.named_parameters() if each.requires_grad)
+
+
 def _copied(trainee: Trainee) -> Tensors:
     return {name: value.detach().float().cpu() for name, value in trainee.state_dict().items()}
 
 
-def _set_rates(groups: list[dict[str, Any]], factor: float) -> None:
-    for group in groups:
+def _set_rates(optimizer: torch.optim.AdamW, factor: float) -> None:
+    for group in optimizer.param_groups:
         group["lr"] = group["full_lr"] * factor
+
+
+def _steps(optimizer: torch.optim.AdamW) -> int:
+    """Steps that were taken; at least one."""
+    return int(next(iter(optimizer.state.values()))["step"])
+
+
+def _begin_at(step: int, optimizer: torch.optim.AdamW, masters: Iterable[torch.Tensor]) -> None:
+    """Give the tensors that the optimizer moves the state that they have after `step` steps, with moments to fill."""
+    for master in masters:
+        moments = {kind: torch.zeros_like(master) for kind in MOMENTS}
+        optimizer.state[master] = {"step": torch.tensor(float(step)), **moments}
+
+
+def _views(optimizer: torch.optim.AdamW, master: torch.Tensor, begin: int, size: int) -> Tensors:
+    """Some neighbouring elements of a tensor that the optimizer moves, and of its moments."""
+    state = optimizer.state[master]
+    whole = {WEIGHT: master.detach(), **{kind: state[kind] for kind in MOMENTS}}
+    return {kind: value.view(-1)[begin : begin + size] for kind, value in whole.items()}
 
 
 class TorchEngine:
@@ -111,24 +135,24 @@ class TorchEngine:
         self._optimizer = torch.optim.AdamW(parameter_groups(trainee, settings))
         self._bf16 = settings.dtype == "bf16"
         self._clip = settings.gradient_clip
-        self._parts = settings.gradient_accumulation
+        self._batches = settings.gradient_accumulation
 
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, Tensors]:
+    def loss(self, batch: Batch, last: bool) -> tuple[torch.Tensor, Tensors]:
         """See `Engine`."""
         self._model.train()  # type: ignore[no-untyped-call]
+        self._model.require_backward_grad_sync = last
         with self._autocast():
             found: tuple[torch.Tensor, Tensors] = self._model(batch.to(self.device))
         return found
 
-    def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """See `Engine`. Workers exchange gradients at the last batch of a step only."""
-        self._model.require_backward_grad_sync = last
-        (loss / self._parts).backward()  # type: ignore[no-untyped-call]
+    def backward(self, loss: torch.Tensor) -> None:
+        """See `Engine`."""
+        (loss / self._batches).backward()  # type: ignore[no-untyped-call]
 
     def step(self, learning_factor: float) -> float:
         """See `Engine`."""
         norm = nn.utils.clip_grad_norm_(self._trainee.parameters(), self._clip)
-        _set_rates(self._optimizer.param_groups, learning_factor)
+        _set_rates(self._optimizer, learning_factor)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm)
@@ -147,14 +171,16 @@ class TorchEngine:
     def save(self, folder: Path) -> None:
         """See `Engine`: worker 0 has all there is."""
         if self.rank == 0:
-            state = {"model": self._trainee.state_dict(), "optimizer": self._optimizer.state_dict()}
-            torch.save(state, folder / f"{TAG}.pt")  # of this run, for this run; read back as tensors only
+            write(folder, 0, 1, _steps(self._optimizer), self._parts())
 
     def load(self, folder: Path) -> None:
         """See `Engine`."""
-        state = torch.load(folder / f"{TAG}.pt", map_location=self.device, weights_only=True)
-        self._trainee.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        _begin_at(step_of(folder), self._optimizer, (each for _, each in _trained(self._trainee)))
+        fill(folder, self._parts())
+
+    def _parts(self) -> Iterator[Part]:
+        for name, each in _trained(self._trainee):
+            yield Part(name, 0, _views(self._optimizer, each, 0, each.numel()))
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
@@ -172,38 +198,49 @@ class DeepSpeedEngine:
 
         # An operator for shared memory that training never uses, and that takes half a minute to compile.
         __compatible_ops__["deepspeed_shm_comm"] = False
-        self._settings, self._trainee = settings, trainee
-        self._groups = parameter_groups(trainee, settings)
-        self._config = deepspeed_config(settings)
+        self._trainee, self._deepspeed = trainee, deepspeed
         self._stage = settings.deepspeed.zero_stage
-        self._deepspeed = deepspeed
-        self._engine = self._made(self._config)
-
-    def _made(self, config: dict[str, Any]) -> Any:
         # torch's AdamW: DeepSpeed's own is compiled when it is first used.
-        optimizer = torch.optim.AdamW(self._groups)
-        engine, *_ = self._deepspeed.initialize(model=self._trainee, optimizer=optimizer, config=config)
-        return engine
+        self._optimizer = torch.optim.AdamW(parameter_groups(trainee, settings))
+        trained = [each for group in self._optimizer.param_groups for each in group["params"]]
+        self._engine, *_ = deepspeed.initialize(
+            model=trainee, optimizer=self._optimizer, config=deepspeed_config(settings)
+        )
+        if self._stage == 3 and trainee.masked is not None:
+            # Its last layer is the embeddings' own weight, of which a worker has a part until somebody asks for it.
+            words = trainee.encoder.get_input_embeddings().weight  # type: ignore[operator]
+            deepspeed.zero.register_external_parameter(trainee.masked, words)
+        # What the optimizer moves instead of the parameters: float32 twins, or flat ones of this worker's parts.
+        self._masters: list[torch.Tensor] = (
+            self._engine.optimizer.fp32_partitioned_groups_flat
+            if self._stage == 3
+            else [each for group in self._optimizer.param_groups for each in group["params"]]
+        )
+        self._twins = dict(zip(trained, self._masters, strict=True)) if self._stage == 0 else {}
 
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, Tensors]:
+    def loss(self, batch: Batch, last: bool) -> tuple[torch.Tensor, Tensors]:
         """See `Engine`."""
         self._engine.train()
+        self._engine.set_gradient_accumulation_boundary(last)
         found: tuple[torch.Tensor, Tensors] = self._engine(batch.to(self.device))
         return found
 
-    def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """See `Engine`. DeepSpeed counts the batches of a step itself and exchanges gradients at the last."""
-        self._engine.set_gradient_accumulation_boundary(last)
+    def backward(self, loss: torch.Tensor) -> None:
+        """See `Engine`."""
         self._engine.backward(loss)
-        if not last:
-            self._engine.step()
 
     def step(self, learning_factor: float) -> float:
         """See `Engine`."""
-        _set_rates(self._engine.optimizer.param_groups, learning_factor)
+        norm = self._norm()
+        _set_rates(self._optimizer, learning_factor)
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else 0.0
+        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+
+    def _norm(self) -> torch.Tensor | None:
+        """The gradient's norm where DeepSpeed clips by it and does not tell: float32 weights, wholly on each worker."""
+        if self._stage or any(master is not each for each, master in self._twins.items()):
+            return None
+        return nn.utils.get_total_norm(each.grad for each in self._twins if each.grad is not None)
 
     @torch.no_grad()
     def scores(self, batch: Batch) -> Tensors:
@@ -219,19 +256,52 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         """See `Engine`."""
-        self._engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=self._settings.peft is not None)
-        if self.rank == 0:
-            (folder / WORLD).write_text(json.dumps({"world": self.world}), encoding="utf-8")
+        writers = self.world if self._stage else 1  # without ZeRO worker 0 has all there is
+        if self.rank < writers:
+            write(folder, self.rank, writers, _steps(self._optimizer), self._parts())
 
     def load(self, folder: Path) -> None:
-        """See `Engine`. Sharded state of another number of workers is first put together and cut anew."""
-        written = json.loads((folder / WORLD).read_text(encoding="utf-8"))["world"]
-        if written == self.world or self._stage == 0:
-            self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=self._settings.peft is None)
-            return
-        with _universal(folder) as converted:
-            self._engine = self._made({**self._config, "checkpoint": {"load_universal": True}})
-            self._engine.load_checkpoint(str(converted), tag=TAG)
+        """See `Engine`."""
+        _begin_at(step_of(folder), self._optimizer, self._masters)
+        fill(folder, self._parts())
+        self._spread()
+
+    def _parts(self) -> Iterator[Part]:
+        """What this worker keeps of each parameter."""
+        for name, each in _trained(self._trainee):
+            master, begin, first, size = self._place(each)
+            if size:
+                yield Part(name, first, _views(self._optimizer, master, begin, size))
+
+    def _place(self, parameter: nn.Parameter) -> tuple[torch.Tensor, int, int, int]:
+        """(master, place in it, place in the parameter, elements) of this worker's part of a parameter."""
+        if self._stage == 0:
+            return self._twins[parameter], 0, 0, parameter.numel()
+        if self._stage < 3:
+            held: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+            if held is None:
+                return self._masters[0], 0, 0, 0
+            here, there = held.hp_fragment_address, held.lp_fragment_address
+            return self._masters[held.param_group_index], here.start, there.start, there.numel
+        zero, whole = self._engine.optimizer, int(parameter.ds_numel)  # type: ignore[attr-defined]
+        group, begin, size = zero.grad_position[zero.get_param_id(parameter)]
+        first = self.rank * size
+        return self._masters[group], begin, first, max(0, min(size, whole - first))  # the last ones are padded
+
+    @torch.no_grad()
+    def _spread(self) -> None:
+        """Give the model the weights of the masters."""
+        zero = self._engine.optimizer
+        if self._stage == 0:
+            for parameter, master in self._twins.items():
+                parameter.copy_(master)
+        elif self._stage < 3:
+            zero.update_lp_params()
+        else:
+            zero.checkpoint_event_prologue()
+            for group in range(len(self._masters)):
+                zero._reassign_or_swap_out_partitioned_parameters(group)
+            zero.checkpoint_event_epilogue()
 
     def _whole(self) -> Any:
         """All weights on every worker: ZeRO-3 keeps a part on each."""
@@ -255,17 +325,3 @@ def deepspeed_config(settings: Train) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
     }
-
-
-@contextmanager
-def _universal(folder: Path) -> Iterator[Path]:
-    """A checkpoint that any number of workers can load, in a folder for as long as it is needed."""
-    with tempfile.TemporaryDirectory(prefix="universal-") as held:
-        out = Path(held)
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-        folders = ["--input_folder", str(folder / TAG), "--output_folder", str(out / TAG)]
-        subprocess.run([*command, *folders], check=True, capture_output=True)
-        (out / "latest_universal").write_text(TAG, encoding="utf-8")
-        dist.barrier()
-        yield out
-        dist.barrier()

@@ -151,8 +151,8 @@ def learning_factor(share: float, warmup: float) -> float:
 def _one_step(engine: Engine, step: Sequence[Batch], factor: float, log: _Log) -> None:
     losses = []
     for at, batch in enumerate(step):
-        loss, by_objective = engine.loss(batch)
-        engine.backward(loss, last=at == len(step) - 1)
+        loss, by_objective = engine.loss(batch, last=at == len(step) - 1)
+        engine.backward(loss)
         losses.append((loss.detach().float(), by_objective))
     norm = engine.step(factor)
     log.add(losses, norm, factor, step)

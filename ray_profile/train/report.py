@@ -1,8 +1,9 @@
 """What a training run tells a person: metrics.json, report.md, and pictures.
 
 `metrics` has, for each objective with a head, `{"sentiment" | "tags": {"test": ..., "test_new_items": ..., "baselines":
-{name: {score: {"theirs", "ours", "difference", "low", "high"}}}, "calibration": {"before", "after"}}}` with what
-metrics.classification and metrics.tagging give, and `training` with the steps, examples and how it ended.
+{name: {score: {"theirs", "ours", "difference", "low", "high"}}}, "calibration": {"before", "after"}}}` (expected
+calibration errors of the test rows) with what metrics.classification and metrics.tagging give, and `training` with the
+steps, examples and how it ended.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _lines(metrics: Mapping[str, Any], pictures: Sequence[str]) -> Iterator[str]
 def _objective(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     test = found["test"]
     yield f"## {name}: {test['rows']:,} reviews of test users\n"
-    yield "| | macro-F1 | accuracy | better by (95 % interval, by users) |"
+    yield f"| | macro-F1 | {second(test)} | better by (95 % interval, by users) |"
     yield "|---|---|---|---|"
     for cells in compared(found):
         yield f"| {' | '.join(cells).rstrip()} |"
@@ -94,22 +95,29 @@ def _objective(name: str, found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def compared(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """(who, macro-F1, accuracy, by how much this model is better) of an objective's part of `metrics`, as words."""
+    """(who, macro-F1, what `second` names, by how much this model is better) of an objective's part of `metrics`, as
+    words."""
     test, new = found["test"], found.get("test_new_items") or {}
-    yield "this model", _number(_macro(test)), _number(test.get("accuracy")), ""
+    yield "this model", *_both(test), ""
     if new.get("rows"):
-        yield f"on the {new['rows']:,} of items it has not seen", _number(_macro(new)), _number(new.get("accuracy")), ""
+        yield f"on the {new['rows']:,} of items it has not seen", *_both(new), ""
     for kind, scores in found.get("baselines", {}).items():
         macro = scores["macro_f1"]
         interval = f"{_signed(macro['difference'])} ({_signed(macro['low'])} to {_signed(macro['high'])})"
-        theirs = _number(macro["theirs"]), _number(scores["accuracy"]["theirs"])
+        other = scores["accuracy"] if "accuracy" in scores else scores["micro_f1"]
+        theirs = _number(macro["theirs"]), _number(other["theirs"])
         yield BASELINES.get(kind, kind), *theirs, interval
 
 
-def _macro(scores: Mapping[str, Any]) -> float | None:
-    """Of labels, or of tags of which a row may have several."""
-    found: float | None = scores["macro_f1"] if "macro_f1" in scores else scores.get("macro", {}).get("f1")
-    return found
+def second(test: Mapping[str, Any]) -> str:
+    """The score beside macro-F1: of one label a row, or of tags of which a row may have several."""
+    return "accuracy" if "accuracy" in test else "micro-F1"
+
+
+def _both(test: Mapping[str, Any]) -> tuple[str, str]:
+    if "accuracy" in test:
+        return _number(test["macro_f1"]), _number(test["accuracy"])
+    return _number(test["macro"]["f1"]), _number(test["micro"]["f1"])
 
 
 def _number(value: float | None) -> str:

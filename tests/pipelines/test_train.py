@@ -5,40 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 import tiny
+import traces
 
 from ray_profile.config import Config
 from ray_profile.errors import ConfigError, SourceError, TrainingDiverged
-from ray_profile.pipelines import examples
 from ray_profile.pipelines.build import build
-from ray_profile.pipelines.run import facts_of
 from ray_profile.pipelines.train import Summary, train
 from ray_profile.sources.simulate import Shop
 from ray_profile.store.root import Root
 from ray_profile.store.tables import Table, read_files
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_here")]
-
-FAST = (
-    "train.tokens_per_batch=512",
-    "train.max_length=64",
-    "train.learning_rate=0.001",
-    "train.epochs=2",
-    "train.evaluations_per_epoch=1",
-    "train.dtype=float32",
-    "train.checkpoint_steps=5",
-    "train.dropout=0.0",
-)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +33,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Shop:
 
 
 def config_of(shop: Shop, root: Path, *overrides: str) -> Config:
-    return tiny.config_of(shop, root, *FAST, *overrides)
+    return tiny.config_of(shop, root, *traces.FAST, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -58,37 +43,9 @@ def trained(shop: Shop, tmp_path_factory: pytest.TempPathFactory, ray_here: None
     return root, train(config_of(shop, root), trace=str(trace)), trace
 
 
-def traced(folder: Path) -> dict[tuple[int, int], list[dict[str, Any]]]:
-    """(epoch, batch number) -> every time it was trained on, by step."""
-    found: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            said = json.loads(line)
-            if said["ids"]:
-                said["pid"] = int(path.stem.split("-")[1])
-                found.setdefault((said["epoch"], said["number"]), []).append(said)
-    return found
-
-
-def planned(config: Config) -> dict[int, int]:
-    """Batches by epoch, as the checkpoints' plan has them."""
-    from ray_profile.pipelines import trainer
-
-    corpus = _corpus(config)
-    drawing, by = trainer.drawing_of(corpus, config.train)
-    plan = trainer.planned(corpus, config.train, drawing, by)
-    return {epoch: plan.total(epoch) for epoch in range(config.train.epochs)}
-
-
-def _corpus(config: Config) -> examples.Corpus:
-    root = Root.open(config.root, facts_of(config))
-    (manifest,) = [entry for entry in root.list("training") if entry.path.endswith("manifest.json")]
-    return examples.opened(root, manifest.path.split("/")[1])
-
-
 def test_everybody_is_on_one_side_and_every_review_with_text_on_some(trained: Any, shop: Shop) -> None:
     root, _, _ = trained
-    corpus = _corpus(config_of(shop, root))
+    corpus = traces.corpus_of(config_of(shop, root))
     rows = pl.concat(
         [corpus.rows(split, ("id", "user_id", "split", "text")) for split in ("train", "validation", "test")]
     )
@@ -100,9 +57,9 @@ def test_everybody_is_on_one_side_and_every_review_with_text_on_some(trained: An
 
 def test_both_workers_train_on_every_batch_once_an_epoch(trained: Any, shop: Shop) -> None:
     root, _, trace = trained
-    found = traced(trace)
+    found = traces.traced(trace)
     assert all(len(times) == 1 for times in found.values())
-    assert Counter(epoch for epoch, _ in found) == planned(config_of(shop, root))
+    assert Counter(epoch for epoch, _ in found) == traces.planned(config_of(shop, root))
     assert len(list(trace.glob("*.jsonl"))) == 2
 
 
@@ -179,56 +136,19 @@ def test_a_killed_worker_is_replaced_and_no_batch_is_lost_or_doubled(shop: Shop,
         thread.join()
     assert killed
     assert summary.ended == "finished"
-    _assert_exactly_once(trace, planned(config))
+    traces.assert_exactly_once(trace, traces.planned(config))
 
 
 def test_a_killed_job_goes_on_where_it_stood(shop: Shop, tmp_path: Path) -> None:
     trace, root = tmp_path / "trace", tmp_path / "root"
     trace.mkdir()
-    script = (
-        "import sys, json\nfrom ray_profile.config import parse\nfrom ray_profile.pipelines.train import train\n"
-        "print(train(parse(json.loads(sys.argv[1])), trace=sys.argv[2]).ended)"
-    )
     config = config_of(shop, root, "train.epochs=3", "build.cpus=2")
-    command = [sys.executable, "-c", script, config.model_dump_json(), str(trace)]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    for lines in _growing(trace, first):
-        if lines >= 16:
-            break
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    first = traces.started(config, trace)
+    traces.wait_for(first, lambda: traces.lines(trace) >= 16)
+    traces.kill(first)
     assert not (root / "models").exists()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines()[-1] == "finished", done.stderr[-2000:]
-    _assert_exactly_once(trace, planned(config))
-
-
-def _growing(trace: Path, process: subprocess.Popen[bytes]) -> Iterator[int]:
-    pause = threading.Event()
-    while process.poll() is None:
-        yield sum(len(path.read_text(encoding="utf-8").splitlines()) for path in trace.glob("*.jsonl"))
-        pause.wait(0.05)
-    pytest.fail("the run ended before it could be killed")
-
-
-def _assert_exactly_once(trace: Path, wanted: dict[int, int]) -> None:
-    """Every batch counts once. A step that two attempts made counts in the later one: the earlier was rolled back with
-    the weights when the later began at an older checkpoint."""
-    steps: dict[int, list[tuple[float, int, tuple[int, int]]]] = {}
-    for batch, times in traced(trace).items():
-        for said in times:
-            steps.setdefault(said["step"], []).append((said["at"], said["pid"], batch))
-    first_at: dict[int, float] = {}
-    for made in steps.values():
-        for at, pid, _ in made:
-            first_at[pid] = min(first_at.get(pid, at), at)
-    restart = max(first_at.values()) - 1.0  # workers of one attempt begin together, a restart takes seconds
-    first_step = min(step for step, made in steps.items() if any(at >= restart for at, _, _ in made))
-    counted = Counter(
-        batch for step, made in steps.items() for at, _, batch in made if (at >= restart) == (step >= first_step)
-    )
-    assert set(counted.values()) == {1}
-    assert Counter(epoch for epoch, _ in counted) == wanted
+    assert traces.ended(traces.started(config, trace), trace) == "finished"
+    traces.assert_exactly_once(trace, traces.planned(config))
 
 
 def test_a_loss_that_is_no_number_publishes_nothing(shop: Shop, tmp_path: Path) -> None:

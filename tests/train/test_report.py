@@ -71,11 +71,11 @@ def test_what_is_unknown_is_a_dash_and_names_stay_in_their_cells(tmp_path: Path)
     """One user gives no interval, a diverged loss no number, and a tag may have a bar in its name."""
     one = {"theirs": 0.4, "ours": 0.5, **metrics.paired_bootstrap("accuracy", [0], [0], [0], ["me"])}
     test = metrics.tagging(np.eye(2), np.eye(2), np.full(2, 0.5), ("a|b", "tea"), exclusive=False)
-    found = {"tags": {"test": test, "baselines": {"of_ours": {"macro_f1": one, "accuracy": one}}}}
+    found = {"tags": {"test": test, "baselines": {"of_ours": {"macro_f1": one, "micro_f1": one}}}}
     report.write(tmp_path, found, [{"step": 1.0, "loss": float("nan")}])
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| of_ours | 0.400 | 0.400 | +0.000 (- to -) |" in text
-    assert "| this model | 1.000 | - | |" in text
+    assert "| this model | 1.000 | 1.000 | |" in text
     assert "| 0 | a\\|b | 1.000 |" in text
     curves = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)["curves"]
     assert curves == [{"step": 1.0, "loss": None}]
