@@ -7,7 +7,6 @@ sources without       read, fold (tasks) ---------------------------------------
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from ray_profile.config import Encoder as Settings
 from ray_profile.encode.tokens import Tokenizer
 from ray_profile.errors import BuildFailed, ConfigError, RayProfileError
 from ray_profile.pipelines import buckets, work
+from ray_profile.pipelines.cluster import connected
 from ray_profile.pipelines.engine import Progress
 from ray_profile.pipelines.report import Report, by_file
 from ray_profile.pipelines.shuffle import REPORT, Shuffle, folded
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 TEXTS_PER_CALL = 4_096
 MAX_PARTITIONS = 200
-MAX_IDLE_WORKERS = 16
 
 #: What Ray Data appends, with advice on its own settings, to the message of an error that a task raises.
 _ADVICE = "\nFailed to apply UDF transform after "
@@ -55,17 +54,7 @@ class RayEngine:
     def __init__(self, config: Config, progress: Progress) -> None:
         self._config = config
         self._progress = progress
-        self._started = not ray.is_initialized()
-        if self._started:
-            ray.init(
-                # A cluster has cores of its own, and refuses to be told.
-                num_cpus=None if "RAY_ADDRESS" in os.environ else config.build.cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                # Else Ray ends workers that are idle for a second, and every stage waits for new ones to start.
-                _system_config=None if "RAY_ADDRESS" in os.environ else {"num_workers_soft_limit": MAX_IDLE_WORKERS},
-            )
+        self._started = connected(config.build.cpus)
         have = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cpus, gpus = have.get("CPU", 1.0), have.get("GPU", 0.0)
         asked = config.build.gpus_per_encoder
@@ -335,11 +324,3 @@ def plainly() -> Iterator[None]:
         if isinstance(error, RayError):
             raise BuildFailed(f"Ray could not finish the run, which has committed nothing more: {error}") from error
         raise
-
-
-def can_grow() -> bool:
-    """Whether a cluster's autoscaler may add nodes: Ray then lists node types beyond those that run."""
-    from ray._private.state import state
-
-    limits = state.get_cluster_config()
-    return bool(limits is not None and limits.node_group_configs)

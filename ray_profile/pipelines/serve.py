@@ -27,9 +27,9 @@ from ray_profile.config import Config, Serve, load
 from ray_profile.encode.text import TextEncoder
 from ray_profile.errors import ConfigError, RayProfileError, RootError
 from ray_profile.pipelines import probe
+from ray_profile.pipelines.cluster import can_grow, connected
 from ray_profile.pipelines.computing import Computing
 from ray_profile.pipelines.index import index
-from ray_profile.pipelines.rays import can_grow
 from ray_profile.pipelines.run import Run
 from ray_profile.pipelines.tables import profiles_table
 from ray_profile.pipelines.wave import make_tagger
@@ -190,8 +190,7 @@ def start(config: Config) -> str:
         TokenFile(Path(settings.tokens))
     _insist_on_port(settings.host, settings.port)
     index(config, local=True)
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+    connected(config.build.cpus)
     _insist_on_room(settings)
     serve.start(http_options={"host": settings.host, "port": settings.port})
     serve.run(bound(config), name=NAME, route_prefix="/")

@@ -28,10 +28,11 @@ from ray_profile.encode.trained import Heads
 from ray_profile.encode.weights import model_digest, resolve
 from ray_profile.errors import ConfigError, TrainingDiverged
 from ray_profile.pipelines import examples, fresh, trainer
+from ray_profile.pipelines.cluster import can_grow
 from ray_profile.pipelines.engine import Progress as Told
 from ray_profile.pipelines.engine import no_progress
 from ray_profile.pipelines.examples import Corpus
-from ray_profile.pipelines.rays import RayEngine, can_grow
+from ray_profile.pipelines.rays import RayEngine
 from ray_profile.pipelines.run import facts_of, resolved
 from ray_profile.pipelines.watch import Watch
 from ray_profile.store import models

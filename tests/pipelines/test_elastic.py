@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import traces
-from ray._private.utils import reset_ray_address
+from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
