@@ -207,14 +207,18 @@ def tune(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, as_js
 
 @app.command()
 def index(
-    config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, local: Local = False, as_json: AsJson = False
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    local: Local = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Write every file anew.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Bring the serving index up to date with the profiles. A root that has one gets a new one at every build."""
     from ray_profile.pipelines.index import index as run
     from ray_profile.progress import progress, without_chatter
 
     with nullcontext() if local else without_chatter(), progress() as told:
-        done = run(_load(config, overrides), local, told)
+        done = run(_load(config, overrides), local, told, rebuild)
     if as_json:
         _print_json(done.to_json())
         return
@@ -298,9 +302,9 @@ def _serve(settings: Config) -> None:
         raise ConfigError(f"serving needs {error.name}; pip install 'ray_profile[serve]'") from error
     from ray_profile.progress import without_chatter
 
-    with without_chatter():
-        address = serving.start(settings)
     try:
+        with without_chatter():
+            address = serving.start(settings)
         typer.echo(f"{address} shows profiles; {address}/v1/openapi.json describes the routes. Ctrl-C stops it.")
         if settings.serve.tokens is None:
             typer.echo("No tokens are set (serve.tokens), so it answers this machine alone, and anybody on it.")

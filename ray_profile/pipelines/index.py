@@ -17,7 +17,7 @@ from ray_profile.pipelines.engine import Engine, Progress
 from ray_profile.pipelines.fusing import by_bucket
 from ray_profile.pipelines.run import Run
 from ray_profile.pipelines.tables import profiles_table
-from ray_profile.store.index import Manifest, current, publish
+from ray_profile.store.index import Manifest, current, publish, whole
 from ray_profile.store.root import Root
 from ray_profile.store.tables import Handle
 from ray_profile.store.waves import ignore_step
@@ -37,8 +37,10 @@ class Indexed:
         return vars(self)
 
 
-def index(config: Config, local: bool = False, progress: Progress | None = None) -> Indexed:
+def index(config: Config, local: bool = False, progress: Progress | None = None, rebuild: bool = False) -> Indexed:
     """Bring the serving index up to date with the profiles; where it is already, no engine is started.
+
+    Files that are missing or cut are written again, and with `rebuild` all of them.
 
     Raises `RootError` where there are no profiles, or the config is not that of the root; `StorageError` where the
     store fails. Then the versions before stay as they are.
@@ -46,23 +48,24 @@ def index(config: Config, local: bool = False, progress: Progress | None = None)
     Root.existing(config.root)  # a build may begin a root, and a mistyped one here would be another
     run = Run.open(config, datetime.now(UTC), ignore_step)
     run.check()
-    known = current(run.root)
-    if known is not None and known.version == _profiles(run).version:
+    known = None if rebuild else _known(run)
+    is_newest = known is not None and known.version == _profiles(run).version
+    if known is not None and is_newest and len(whole(run.root, known.parts)) == len(known.parts):
         return Indexed(known.version, known.profiles, 0, len(known.parts))
     engine = engine_of(run.config, local, progress)
     try:
-        return indexed(run, engine)
+        return indexed(run, engine, rebuild)
     finally:
         engine.close()
 
 
-def indexed(run: Run, engine: Engine) -> Indexed:
-    """The same by the engine of a run, whatever is there."""
-    profiles, known = _profiles(run), current(run.root)
+def indexed(run: Run, engine: Engine, rebuild: bool = False) -> Indexed:
+    """The same by the engine of a run."""
+    profiles, known = _profiles(run), None if rebuild else _known(run)
     files = by_bucket(profiles.files())
     same = {
         part.bucket: part
-        for part in (known.parts if known is not None and _alike(known, run) else ())
+        for part in (whole(run.root, known.parts) if known is not None and _alike(known, run) else ())
         if part.made_of == tuple(file.path for file in files.get(part.bucket, ()))
     }
     due = {bucket: each for bucket, each in files.items() if bucket not in same}
@@ -80,8 +83,19 @@ def _alike(known: Manifest, run: Run) -> bool:
 
 def is_behind(run: Run) -> bool:
     """Whether a root that is served has profiles that its index does not know."""
-    known = current(run.root)
+    try:
+        known = current(run.root)
+    except RootError:
+        return True  # there is one, and it is broken
     return known is not None and known.version != _profiles(run).version
+
+
+def _known(run: Run) -> Manifest | None:
+    """The newest version; one that cannot be read is made anew."""
+    try:
+        return current(run.root)
+    except RootError:
+        return None
 
 
 def _profiles(run: Run) -> Handle:

@@ -31,7 +31,7 @@ NEWEST = "newest"
 
 #: How the paths begin of all that runs write under a root, drafts and all: a source may lie around it or beside it.
 _OWN = re.compile(
-    r"ray_profile\.json|statistics/\d+\.parquet|models/[^/]+/|training/|quarantine/[0-9a-f]{32}/"
+    r"ray_profile\.json|index/(?:\d{20}\.json|files/)|statistics/\d+\.parquet|models/[^/]+/|training/|quarantine/[0-9a-f]{32}/"
     r"|(?:states|profiles|items|waves)/(?:.+/)?[0-9a-f]{32}[-.]"
 )
 
@@ -165,6 +165,7 @@ def listed(config: Config, name: str) -> list[SourceFile]:
         file
         for file in expand(name, config.sources[name])
         if not (file.path.startswith(within) and _OWN.match(file.path.removeprefix(within)))
+        and file.path not in (config.serve.audit, config.serve.tokens)  # which lie beside the configuration
     ]
 
 

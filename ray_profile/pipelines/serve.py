@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from ray.serve.schema import LoggingConfig
 
 from ray_profile.config import Config, Serve, load
 from ray_profile.encode.text import TextEncoder
-from ray_profile.errors import ConfigError, RayProfileError, RootError
+from ray_profile.errors import ConfigError, RootError
 from ray_profile.pipelines import probe
 from ray_profile.pipelines.cluster import can_grow, connected
 from ray_profile.pipelines.computing import Computing
@@ -46,6 +47,8 @@ from ray_profile.store.root import Root
 
 NAME = "ray_profile"
 LOOK_UP_CPUS = 0.5  # of a replica: it waits more than it computes
+QUEUED = 1_000  # look-ups that wait for a replica; more are told to come again
+REQUEST_SECONDS = 60.0
 AT_ONCE = 64  # look-ups that a replica has under way
 BATCH_CHARS = 64_000  # that the encoder is given together
 BATCH_SECONDS = 0.005  # that a request waits for others
@@ -118,8 +121,8 @@ class Profiles:
                 newer = await asyncio.to_thread(self._newer)
                 if newer is not None:
                     self._service.index = newer
-            except RayProfileError as error:  # the old one goes on being served
-                log.warning("the index cannot be refreshed: %s", error)
+            except Exception:  # whatever it is, the old one goes on being served, and the next look may do
+                log.exception("the index cannot be refreshed")
 
     def _newer(self) -> Index | None:
         manifest = current(self._root)
@@ -152,8 +155,17 @@ def scanned(root: Root) -> tuple[int, pl.LazyFrame]:
 
 
 def app(arguments: Arguments) -> serve.Application:
-    """The application, for `serve deploy` and `serve run`."""
-    return bound(load(arguments.config, arguments.overrides))
+    """The application, for `serve deploy` and `serve run`.
+
+    Raises `ConfigError` where it has no tokens: Serve listens on all interfaces, unless it is told otherwise.
+    """
+    config = load(arguments.config, arguments.overrides)
+    if config.serve.tokens is None:
+        raise ConfigError(
+            f"{arguments.config} sets no serve.tokens, and on a cluster the endpoint would answer anybody; make a "
+            "token with `ray-profile token new`"
+        )
+    return bound(config)
 
 
 def bound(config: Config) -> serve.Application:
@@ -162,12 +174,17 @@ def bound(config: Config) -> serve.Application:
     encoder: Any = Encoder
     settings = config.serve
     quiet = LoggingConfig(enable_access_log=False)  # the audit log says who asked
+    gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0)) if ray.is_initialized() else 0.0  # type: ignore[no-untyped-call]
     texts = encoder.options(
-        num_replicas=settings.encoders, max_ongoing_requests=MAX_EMBEDDING, logging_config=quiet
+        num_replicas=settings.encoders,
+        max_ongoing_requests=MAX_EMBEDDING * settings.replicas,
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        logging_config=quiet,
     ).bind(config)
     look_ups = made.options(
         num_replicas=settings.replicas,
         max_ongoing_requests=AT_ONCE,
+        max_queued_requests=QUEUED,
         ray_actor_options={"num_cpus": LOOK_UP_CPUS},
         logging_config=quiet,
     )
@@ -181,6 +198,11 @@ def start(config: Config) -> str:
     Raises `ConfigError` where it would be open to others without tokens, or the port is taken.
     """
     settings = config.serve
+    if settings.tokens is None and not _is_own():
+        raise ConfigError(
+            "serve.tokens is not set, and the endpoint of the cluster that RAY_ADDRESS names would answer anybody; "
+            "make a token with `ray-profile token new`, or unset RAY_ADDRESS to serve this machine alone"
+        )
     if settings.tokens is None and not _is_loopback(settings.host):
         raise ConfigError(
             f"serve.host = {settings.host!r} would answer anybody, for serve.tokens is not set; make a token with "
@@ -192,7 +214,8 @@ def start(config: Config) -> str:
     index(config, local=True)
     connected(config.build.cpus)
     _insist_on_room(settings)
-    serve.start(http_options={"host": settings.host, "port": settings.port})
+    options = {"host": settings.host, "port": settings.port, "request_timeout_s": REQUEST_SECONDS}
+    serve.start(http_options=options)
     serve.run(bound(config), name=NAME, route_prefix="/")
     return f"http://{settings.host}:{settings.port}"
 
@@ -209,9 +232,18 @@ def _insist_on_room(settings: Serve) -> None:
 
 
 def stop() -> None:
-    """Let requests that are under way end, then stop the application and what `start` has started."""
-    serve.shutdown()  # type: ignore[no-untyped-call]
+    """Let requests that are under way end, then stop the application, and Serve and Ray where they are this command's
+    own: on a cluster others may have applications."""
+    if ray.is_initialized():
+        serve.delete(NAME)
+        if _is_own():
+            serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
+
+
+def _is_own() -> bool:
+    """Whether Ray is this command's own, on this machine."""
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
 def _raising(ask: Callable[[list[dict[str, Any]]], Awaitable[dict[str, Any] | Problem]]) -> Compute:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ from ray_profile.serve.problems import Problem
 
 SCOPES = ("profiles:read", "why:read", "segments:read", "segments:export", "embed", "admin")
 PREFIX = "rp_"
-_DUMMY = "0" * 64
+log = logging.getLogger("ray_profile.serve")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Kept:
 
     def caller(self) -> Caller:
         """Who has it."""
+        if self.rate is not None and not (isinstance(self.rate, int | float) and self.rate > 0):
+            raise ValueError(f"rate = {self.rate!r} is no number above 0")
         expires = float("inf") if self.expires is None else datetime.fromisoformat(self.expires).timestamp()
         return Caller(self.name, frozenset(self.scopes), self.rate, expires)
 
@@ -75,24 +78,30 @@ class TokenFile:
         self._path = path
         self._stamp: tuple[int, int] | None = None
         self._callers: dict[str, Caller] = {}
-        self._read()
+        try:
+            self._read()
+        except OSError as error:
+            raise ConfigError(
+                f"serve.tokens {str(path)!r} cannot be read ({error.strerror}); `ray-profile token new` makes it"
+            ) from error
 
     def caller(self, token: str) -> Caller | None:
-        """See `Issuer`. The hash is looked up, so the time says nothing of how near a guess was."""
-        self._read()
+        """See `Issuer`. The hash is looked up, so the time says nothing of how near a guess was.
+
+        While somebody edits the file and it cannot be read, those who had a token before have it still.
+        """
+        try:
+            self._read()
+        except (OSError, ConfigError) as error:
+            log.error("serve.tokens: %s; the tokens before it are good until it is mended", error)
         return self._callers.get(hashed(token))
 
     def _read(self) -> None:
-        try:
-            found = self._path.stat()
-            stamp = found.st_mtime_ns, found.st_size
-            if stamp != self._stamp:
-                self._callers = {each.sha256: each.caller() for each in kept(self._path)}
-                self._stamp = stamp
-        except OSError as error:
-            raise ConfigError(
-                f"serve.tokens {str(self._path)!r} cannot be read ({error.strerror}); `ray-profile token new` makes it"
-            ) from error
+        found = self._path.stat()
+        stamp = found.st_mtime_ns, found.st_size
+        if stamp != self._stamp:
+            self._stamp = stamp  # what is broken is read once, not at every request
+            self._callers = {each.sha256: each.caller() for each in kept(self._path)}
 
 
 def authenticated(issuers: Iterable[Issuer], header: str | None, now: float) -> Caller:
@@ -132,6 +141,8 @@ def made(
     line = json.dumps(asdict(Kept(name, hashed(token), wanted, rate, now.isoformat(), until)), ensure_ascii=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            line = f"\n{line}"  # some editors leave the last line without an end
         with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:  # noqa: PTH123
             file.write(line + "\n")
     except OSError as error:

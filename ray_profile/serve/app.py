@@ -32,6 +32,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_BODY = 4 << 20  # bytes
 MAX_ROWS = 5_000  # of one request
 TIMEOUT_SECONDS = 30.0
+OPENAPI = "/v1/openapi.json"
 JSON = "application/json"
 log = logging.getLogger("ray_profile.serve")
 
@@ -111,7 +112,7 @@ def create(service: Service) -> Application:
         version="1",
         docs_url=None,
         redoc_url=None,
-        openapi_url="/v1/openapi.json",
+        openapi_url=OPENAPI,
         redirect_slashes=False,
     )
     for kind, handler in _HANDLERS.items():
@@ -122,11 +123,28 @@ def create(service: Service) -> Application:
     _segments(app, service)
     _health(app, service)
     _page(app)
-    return _guarded(app)
+    return _guarded(app, service)
 
 
 def _profiles(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/profiles/{user}", responses=contract.PROFILE, response_class=Response)
+    @app.get("/v1/profiles/{user:path}/why", responses=contract.WHY)
+    async def reasons(
+        user: User,
+        tag: Annotated[str | None, Query(description="Short for attribute=tags and value=TAG.")] = None,
+        attribute: Annotated[str | None, Query(description=f"One of {', '.join(ATTRIBUTES)}")] = None,
+        value: Annotated[str | None, Query(description="Which entry of the attribute; without it, all.")] = None,
+        pseudonym: ByPseudonym = False,
+        authorization: Authorization = None,
+    ) -> dict[str, Any]:
+        """The evidence of a tag, or of any attribute: ids, weights, times and redacted snippets."""
+        if (tag is None) == (attribute is None):
+            raise Problem(422, "name either tag=, or attribute= (and value=)")
+        caller = service.caller(authorization, "why:read")
+        index, found = service.reasons(caller, "why", user, pseudonym)
+        told = why(json.loads(found), "tags" if attribute is None else attribute, value if tag is None else tag)
+        return {"version": index.version, **told}
+
+    @app.get("/v1/profiles/{user:path}", responses=contract.PROFILE, response_class=Response)
     async def profile(
         user: User,
         fields_wanted: Annotated[
@@ -155,23 +173,6 @@ def _profiles(app: FastAPI, service: Service) -> None:
         body = head[:-1].encode() + b', "profiles": [' + b",".join(each or b"null" for each in found) + b"]}"
         return Response(body, media_type=JSON, headers={"ETag": etag(index)})
 
-    @app.get("/v1/profiles/{user}/why", responses=contract.WHY)
-    async def reasons(
-        user: User,
-        tag: Annotated[str | None, Query(description="Short for attribute=tags and value=TAG.")] = None,
-        attribute: Annotated[str | None, Query(description=f"One of {', '.join(ATTRIBUTES)}")] = None,
-        value: Annotated[str | None, Query(description="Which entry of the attribute; without it, all.")] = None,
-        pseudonym: ByPseudonym = False,
-        authorization: Authorization = None,
-    ) -> dict[str, Any]:
-        """The evidence of a tag, or of any attribute: ids, weights, times and redacted snippets."""
-        if (tag is None) == (attribute is None):
-            raise Problem(422, "name either tag=, or attribute= (and value=)")
-        caller = service.caller(authorization, "why:read")
-        index, found = service.reasons(caller, "why", user, pseudonym)
-        told = why(json.loads(found), "tags" if attribute is None else attribute, value if tag is None else tag)
-        return {"version": index.version, **told}
-
 
 def _texts(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embed", responses=contract.EMBED)
@@ -191,21 +192,18 @@ def _segments(app: FastAPI, service: Service) -> None:
     async def count(wanted: Segment, authorization: Authorization = None) -> dict[str, Any]:
         """How many users satisfy a predicate on the columns of their profiles, and the pseudonyms of some."""
         caller = service.caller(authorization, "segments:read")
-        with service.gate.inside():
-            found = await service.segments.count(wanted.predicate)
-        service.audit.note(caller.name, "segments:count", found["sample"], found["count"])
-        return found
+        service.audit.note(caller.name, f"segments:count {wanted.predicate}", [], 0)
+        return await service.segments.count(wanted.predicate)
 
     @app.post("/v1/segments:export", response_class=Response, responses=contract.EXPORT)
     async def export(wanted: Export, authorization: Authorization = None) -> Response:
         """The users who satisfy a predicate, with some columns, as CSV or Parquet."""
         caller = service.caller(authorization, "segments:export")
-        with service.gate.inside():
-            version, users, pieces = await service.segments.export(wanted.predicate, wanted.columns, wanted.format)
-        service.audit.note(caller.name, f"segments:export {wanted.predicate}", [], users)
+        service.audit.note(caller.name, f"segments:export {wanted.predicate}", [], 0)
+        version, users, pieces = await service.segments.export(wanted.predicate, wanted.columns, wanted.format)
         kind = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}[wanted.format]
         name = f'attachment; filename="segment-{version}.{wanted.format}"'
-        return StreamingResponse(pieces, media_type=kind, headers={"Content-Disposition": name})
+        return StreamingResponse(pieces, media_type=kind, headers={"Content-Disposition": name, "X-Users": str(users)})
 
 
 def _computed(app: FastAPI, service: Service) -> None:
@@ -251,50 +249,58 @@ def _page(app: FastAPI) -> None:
         return Response(body, media_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
 
-def _guarded(app: FastAPI) -> Application:
-    """The application with limits on the size of a body and on the time of an answer."""
+def _guarded(app: FastAPI, service: Service) -> Application:
+    """The application behind what is looked at first: a token, before anything that was sent is read; the size of the
+    body; and the time of an answer."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        started = False
-        size = 0
+        size, started, too_long = 0, False, False
 
         async def counted() -> MutableMapping[str, Any]:
-            nonlocal size
+            nonlocal size, too_long
             message = await receive()
             size += len(message.get("body", b""))
             if size > MAX_BODY:
-                raise Problem(413, f"the body is longer than {MAX_BODY:,} bytes; send less at once")
+                too_long = True
+                return {"type": "http.disconnect"}  # what the application makes of it is replaced below
             return message
 
         async def watched(message: MutableMapping[str, Any]) -> None:
             nonlocal started
+            if too_long:
+                return
             started = True
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], *_HEADERS]}
             await send(message)
 
-        try:
-            declared = dict(scope["headers"]).get(b"content-length", b"0")
-            if declared.isdigit() and int(declared) > MAX_BODY:
-                raise Problem(413, f"the body is longer than {MAX_BODY:,} bytes; send less at once")
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                await app(scope, counted, watched)
-        except Problem as problem:
+        async def refuse(problem: Problem) -> None:
+            nonlocal too_long
+            too_long = False
             if not started:
                 await _answer(problem)(scope, receive, watched)
+
+        try:
+            headers = dict(scope["headers"])
+            if scope["path"].startswith("/v1/") and scope["path"] != OPENAPI:
+                service.known(headers.get(b"authorization", b"").decode("latin-1"))
+            declared = headers.get(b"content-length", b"0")
+            if declared.isdigit() and int(declared) > MAX_BODY:
+                raise _TOO_LONG
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await app(scope, counted, watched)
+            if too_long:
+                raise _TOO_LONG
+        except Problem as problem:
+            await refuse(problem)
         except TimeoutError:
-            if not started:
-                late = Problem(503, f"no answer in {TIMEOUT_SECONDS:g} s; ask again", {"Retry-After": "1"})
-                await _answer(late)(scope, receive, watched)
-        except Exception:  # whatever it is, the caller learns nothing of it and the server goes on
-            log.exception("%s %s", scope["method"], scope["path"])
-            if not started:
-                await _answer(Problem(500, "something is wrong here; it is in the server's log"))(
-                    scope, receive, watched
-                )
+            await refuse(Problem(503, f"no answer in {TIMEOUT_SECONDS:g} s; ask again", {"Retry-After": "1"}))
+        except Exception:  # `_on_error` has logged it and told the caller that something is wrong; the server goes on
+            if too_long:
+                await refuse(_TOO_LONG)
 
     return guarded
 
@@ -320,11 +326,19 @@ async def _on_http(_: Request, error: Exception) -> Response:
     return _answer(Problem(error.status_code, str(error.detail), error.headers))
 
 
+async def _on_error(request: Request, error: Exception) -> Response:
+    route = getattr(request.scope.get("route"), "path", "no route")  # the path itself may hold somebody's id
+    log.error("%s %s", request.method, route, exc_info=error)
+    return _answer(Problem(500, "something is wrong here; it is in the server's log"))
+
+
 _HANDLERS: dict[type[Exception], Any] = {
     Problem: _on_problem,
     RequestValidationError: _on_invalid,
     HTTPException: _on_http,
+    Exception: _on_error,
 }
+_TOO_LONG = Problem(413, f"the body is longer than {MAX_BODY:,} bytes; send less at once")
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"private, no-cache")]
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "

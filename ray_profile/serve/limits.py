@@ -24,8 +24,9 @@ class Rates:
         if caller.rate is None:
             return
         moment = monotonic() if now is None else now
-        most = max(cost, caller.rate * BURST_SECONDS, 1.0)
-        left, counted = self._left.get(caller.name, (most, moment))
+        burst = max(caller.rate * BURST_SECONDS, 1.0)
+        most = max(cost, burst)  # what costs more than a burst has to be waited for
+        left, counted = self._left.get(caller.name, (burst, moment))
         left = min(most, left + (moment - counted) * caller.rate)
         if left < cost:
             self._left[caller.name] = left, moment

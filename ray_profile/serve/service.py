@@ -28,7 +28,7 @@ Embed = Callable[[list[str]], Awaitable[list[dict[str, Any]]]]
 
 MAX_USERS = 1_000  # of one request
 MAX_ID_CHARS = 1_000
-MAX_EMBEDDING = 64  # requests that wait for the encoder
+MAX_EMBEDDING = 16  # requests of one replica that wait for the encoder: fewer than it may have under way
 
 
 @dataclass
@@ -46,9 +46,13 @@ class Service:
     gate: Gate = field(default_factory=lambda: Gate(MAX_EMBEDDING))
     clock: Callable[[], float] = time
 
+    def known(self, authorization: str | None) -> Caller:
+        """Who asks. Raises `Problem` 401."""
+        return authenticated(self.issuers, authorization, self.clock()) if self.issuers else ANYBODY
+
     def caller(self, authorization: str | None, scope: str, cost: float = 1.0) -> Caller:
         """Who asks, if they may, and not too often. Raises `Problem` 401, 403 or 429."""
-        caller = authenticated(self.issuers, authorization, self.clock()) if self.issuers else ANYBODY
+        caller = self.known(authorization)
         caller.insist(scope)
         self.rates.take(caller, cost)
         return caller

@@ -16,8 +16,9 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -91,16 +92,20 @@ def write_part(bucket: int, profiles: pl.DataFrame, width: int, made_of: Sequenc
         path = Path(made) / "part.mdb"
         _write(path, profiles, width)
         digest = _digest(path)
-        name = (*FILES.split("/"), f"{digest}.mdb")
-        if not any(there.size == path.stat().st_size for there in root.list(*name)):
-            root.replace(path, *name)
+        root.replace(path, *FILES.split("/"), f"{digest}.mdb")  # also where one is: it may be damaged
         return Part(bucket, digest, path.stat().st_size, profiles.height, tuple(made_of))
 
 
 def publish(root: Root, manifest: Manifest) -> None:
     """Make a version visible, when all its files are there, and delete what no recent version needs."""
-    root.create_json(manifest.to_json(), FOLDER, _name(manifest.version))
+    root.replace_json(manifest.to_json(), FOLDER, _name(manifest.version))
     _clean(root)
+
+
+def whole(root: Root, parts: Iterable[Part]) -> list[Part]:
+    """Those parts whose files are under the root with the bytes that they had."""
+    sizes = {Path(entry.path).stem: entry.size for entry in root.list(*FILES.split("/"))}
+    return [part for part in parts if sizes.get(part.file) == part.size]
 
 
 def current(root: Root) -> Manifest | None:
@@ -131,7 +136,11 @@ class Index:
 
         Raises `StorageError` where a file is missing or is not what the manifest says.
         """
-        return cls(manifest, {part.bucket: _opened(_local(root, part, cache)) for part in manifest.parts})
+        mine = cache / hashlib.sha256(root.address.encode()).hexdigest()[:16]
+        opened = cls(manifest, {part.bucket: _opened(_local(root, part, mine)) for part in manifest.parts})
+        if root.remote:
+            _tidy(mine, manifest)
+        return opened
 
     @property
     def version(self) -> int:
@@ -183,7 +192,9 @@ class _File:
                 str(path), subdir=False, readonly=True, lock=False, readahead=False, max_spare_txns=64
             )
         except lmdb.Error as error:
-            raise StorageError(f"{path} cannot be opened ({error}); delete it, and it is fetched again") from error
+            raise StorageError(
+                f"{path} cannot be opened ({error}); delete it, and run `ray-profile index` where it is a root's own"
+            ) from error
 
     def get(self, key: bytes) -> bytes | None:
         with self._env.begin() as transaction:
@@ -246,9 +257,18 @@ def _local(root: Root, part: Part, cache: Path) -> Path:
     path = cache / name
     cache.mkdir(parents=True, exist_ok=True)
     with _alone(cache / f"{part.file}.lock"):
-        if not path.is_file():
+        if not path.is_file() or path.stat().st_size != part.size:
             _fetch(root, part, path)
     return path
+
+
+def _tidy(cache: Path, manifest: Manifest) -> None:
+    """Delete copies that this version does not need: whoever has one open keeps it, and what is missed is fetched."""
+    needed = {part.file for part in manifest.parts}
+    for path in cache.iterdir():
+        old = path.stat().st_mtime < time.time() - GRACE.total_seconds()
+        if path.name.partition(".")[0] not in needed and (path.suffix == ".mdb" or old):
+            path.unlink(missing_ok=True)
 
 
 def _fetch(root: Root, part: Part, path: Path) -> None:
@@ -257,7 +277,9 @@ def _fetch(root: Root, part: Part, path: Path) -> None:
         with asking(root.address, f"read {FILES}/{path.name}"):
             root.fs.get_file(root.path(FILES, path.name), str(draft))
         if _digest(draft) != part.file:
-            raise StorageError(f"{root.uri(FILES, path.name)} is not what it was; run `ray-profile index` again")
+            raise StorageError(f"{root.uri(FILES, path.name)} is not what it was; run `ray-profile index --rebuild`")
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -288,7 +310,10 @@ def _versions(root: Root) -> list[int]:
 def _clean(root: Root) -> None:
     versions = _versions(root)
     root.delete(f"{FOLDER}/{_name(version)}" for version in versions[:-KEPT])
-    needed = {part.file for version in versions[-KEPT:] for part in read(root, version).parts}
+    needed: set[str] = set()
+    for version in versions[-KEPT:]:
+        with suppress(RootError):  # a broken one names nothing; its files are kept for as long as a live run's
+            needed |= {part.file for part in read(root, version).parts}
     before = datetime.now(UTC) - GRACE
     root.delete(
         entry.path

@@ -114,16 +114,17 @@ def test_a_killed_replica_is_replaced_and_one_retry_is_enough(running: Config, u
     """200 requests while a replica's process is killed: none fails twice."""
     import psutil
 
+    def look_ups() -> dict[int, Any]:
+        mine = psutil.Process().children(recursive=True)
+        return {each.pid: each for each in mine if "ServeReplica:ray_profile:Profiles" in " ".join(each.cmdline())}
+
     port = running.serve.port
-    replicas = [
-        each for each in psutil.process_iter(["cmdline"]) if "ServeReplica" in " ".join(each.info["cmdline"] or [])
-    ]
-    mine = [each for each in replicas if psutil.Process().pid in {parent.pid for parent in each.parents()}]
-    assert len(mine) >= 2
+    before = look_ups()
+    assert len(before) == 2
     lost = 0
     for at in range(200):
         if at == 50:
-            mine[0].kill()
+            next(iter(before.values())).kill()
         path = f"/v1/profiles/{quote(users[at % len(users)])}"
         for attempt in range(2):
             try:
@@ -134,6 +135,9 @@ def test_a_killed_replica_is_replaced_and_one_retry_is_enough(running: Config, u
                 break
             lost += attempt
     assert lost == 0
+    while len(look_ups()) < 2:  # the test's own time limit ends it if there never is another
+        assert ask(port, "/readyz")[0] == 200
+    assert set(look_ups()) - set(before)
 
 
 def test_without_tokens_it_is_for_this_machine_alone(config: Config) -> None:
@@ -142,6 +146,16 @@ def test_without_tokens_it_is_for_this_machine_alone(config: Config) -> None:
     other = config.model_copy(update={"serve": config.serve.model_copy(update={"host": "0.0.0.0"})})
     with pytest.raises(ConfigError, match=r"serve\.host = '0\.0\.0\.0' would answer anybody"):
         serving.start(other)
+
+
+def test_a_cluster_is_never_served_without_tokens(config: Config, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray_profile.pipelines import serve as serving
+
+    with pytest.raises(ConfigError, match=r"sets no serve\.tokens"):
+        serving.app(serving.Arguments(config=str(shop.config)))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ConfigError, match="the cluster that RAY_ADDRESS names would answer anybody"):
+        serving.start(config)
 
 
 def test_what_is_not_there_is_named_before_anything_starts(config: Config, tmp_path: Path) -> None:

@@ -71,6 +71,20 @@ def test_a_token_that_is_taken_out_opens_nothing_any_more(tmp_path: Path) -> Non
     assert keys.caller(other) is not None
 
 
+def test_an_edit_that_goes_wrong_takes_nobody_s_token_away(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    token = make(path)
+    keys = TokenFile(path)
+    whole = path.read_text()
+    for broken in (whole + '{"name": "x"', whole.replace("null", "0", 1), None):
+        path.unlink() if broken is None else path.write_text(broken)
+        assert keys.caller(token) is not None
+        assert keys.caller("rp_other") is None
+    path.write_text(whole.strip())
+    other = make(path, "crm")
+    assert [keys.caller(each) is not None for each in (token, other)] == [True, True]
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     make(path)
@@ -90,8 +104,14 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
 def test_a_rate_lets_a_burst_through_and_then_says_when_to_come_again() -> None:
     rates, caller = limits.Rates(), Caller("search", frozenset(), rate=5.0)
+    with pytest.raises(Problem) as dear:
+        rates.take(caller, cost=1_000, now=99.0)
+    assert dear.value.headers == {"Retry-After": "198"}
     for _ in range(10):
-        rates.take(caller, now=100.0)
+        rates.take(caller, now=99.0)
+    with pytest.raises(Problem):
+        rates.take(caller, now=99.0)
+    rates.take(caller, cost=5, now=100.0)
     with pytest.raises(Problem) as caught:
         rates.take(caller, now=100.0)
     assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "1"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import threading
@@ -106,6 +107,47 @@ def test_every_route_wants_a_token_of_its_scope(server: Any, user: str, route: s
         assert answer(user, token) == answer("nobody at all", token)
 
 
+def test_nothing_that_is_sent_is_read_before_the_token(server: Any) -> None:
+    """Every route says 401 and nothing else, also of what it could not read."""
+    described = json.loads(server.ask("GET", "/v1/openapi.json", token=None)[2])
+    for path, methods in described["paths"].items():
+        for method in methods:
+            if path.startswith("/v1/"):
+                status, headers, _ = server.ask(method.upper(), path.replace("{user}", "x"), b"{", None)
+                assert (status, headers["content-type"]) == (401, "application/problem+json"), path
+
+
+def test_a_body_without_a_declared_length_is_measured_too(server: Any) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    headers = {"Authorization": f"Bearer {server.token}", "Content-Type": "application/json"}
+    chunks = iter([b" " * (1 << 20)] * (MAX_BODY // (1 << 20) + 1))
+    connection.request("POST", "/v1/profiles:batch", chunks, headers, encode_chunked=True)
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["status"]) == (413, 413)
+
+
+def test_a_fault_of_ours_is_told_without_what_it_is(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(_: list[str]) -> Any:
+        raise RuntimeError("the secret of u-1001")
+
+    whole, server.service.embed = server.service.embed, broken
+    try:
+        status, headers, body = server.ask("POST", "/v1/embed", b'{"texts": ["a"]}')
+    finally:
+        server.service.embed = whole
+    assert (status, headers["content-type"]) == (500, "application/problem+json")
+    assert b"secret" not in body
+    assert "POST /v1/embed" in caplog.text
+    assert server.ask("GET", "/healthz")[0] == 200
+
+
+def test_an_id_may_hold_what_paths_are_made_of(server: Any, monkeypatch: pytest.MonkeyPatch, user: str) -> None:
+    name = server.service.name(user, False)
+    monkeypatch.setattr(type(server.service), "name", lambda _, asked, __: name if asked == "a/b c?#" else None)
+    assert server.get(f"/v1/profiles/{quote('a/b c?#', safe='')}")["user_id"] == name
+    assert server.get(f"/v1/profiles/{quote('a/b c?#', safe='')}/why?attribute=tags")["attribute"] == "tags"
+
+
 def test_health_is_for_everybody_and_me_for_whom_it_is_about(server: Any) -> None:
     assert server.ask("GET", "/healthz", token=None)[0] == 200
     status, _, body = server.ask("GET", "/readyz", token=None)
@@ -151,6 +193,8 @@ def test_segments_are_counted_and_exports_have_a_scope_of_their_own(server: Any)
     asked = json.dumps({"predicate": "rows > 0"}).encode()
     status, _, body = server.ask("POST", "/v1/segments:count", asked)
     assert (status, json.loads(body)["count"]) == (200, server.service.index.manifest.profiles)
+    noted = json.loads((server.folder / "audit.jsonl").read_text().splitlines()[-1])
+    assert (noted["caller"], noted["route"]) == ("search", "segments:count rows > 0")
     assert server.ask("POST", "/v1/segments:export", asked)[0] == 403
     status, headers, body = server.ask("POST", "/v1/segments:export", asked, server.other)
     assert (status, headers["content-type"]) == (200, "text/csv; charset=utf-8")

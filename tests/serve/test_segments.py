@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,24 @@ import pytest
 from ray_profile.pipelines.serve import scanned
 from ray_profile.profile.fuse import PROFILE_DTYPES
 from ray_profile.serve.problems import Problem
-from ray_profile.serve.segments import COLUMNS, SAMPLE, Segments, parsed
+from ray_profile.serve.segments import AT_ONCE, COLUMNS, SAMPLE, Scan, Segments, parsed
 from ray_profile.store.root import Root
 
 
 @pytest.fixture(scope="module")
-def segments(built: Path) -> Segments:
+def scan(built: Path) -> Scan:
     root = Root.existing(str(built))
-    return Segments(lambda: scanned(root))
+    return lambda: scanned(root)
 
 
 @pytest.fixture(scope="module")
-def rows(segments: Segments) -> list[dict[str, Any]]:
-    return segments.scan()[1].select(*PROFILE_DTYPES).collect().to_dicts()
+def segments(scan: Scan) -> Segments:
+    return Segments(scan)
+
+
+@pytest.fixture(scope="module")
+def rows(scan: Scan) -> list[dict[str, Any]]:
+    return scan()[1].select(*PROFILE_DTYPES).collect().to_dicts()
 
 
 def count(segments: Segments, predicate: str) -> Any:
@@ -101,6 +107,12 @@ def test_an_export_lists_them_all(segments: Segments, rows: list[dict[str, Any]]
         "'\ud800' = city",
         "array_contains(tags, 1)",
         "SUM(review_count) > 3",
+        "(SUM/**/(review_count)) > 3",
+        "\"rpad\"(user_id, 5, 'x') = 'x'",
+        "lpad/**/(user_id, 5, 'x') = 'x'",
+        '"max"(rows) = rows',
+        "user_id::int > 1",
+        "greatest() > 1",
     ],
 )
 def test_whatever_is_no_predicate_is_refused(segments: Segments, predicate: str) -> None:
@@ -114,11 +126,36 @@ def test_names_in_quotes_are_no_functions() -> None:
     parsed("array_contains(liked, 'repeat(tea)') OR array_contains(tags, 'it''s (new)')")
 
 
-def test_a_predicate_that_takes_too_long_is_stopped(segments: Segments) -> None:
-    hurried = Segments(segments.scan, timeout_seconds=-1.0)
+def test_nobody_waits_too_long_and_so_many_questions_run_at_once(scan: Scan) -> None:
+    """A question keeps its place until it ends, also when nobody waits for it any more."""
+    may_go = threading.Event()
+
+    def slowly() -> Any:
+        may_go.wait(20)
+        return scan()
+
+    async def asked() -> list[int]:
+        hurried = Segments(slowly, timeout_seconds=0.01)
+        told = []
+        for _ in range(AT_ONCE + 1):
+            with pytest.raises(Problem) as caught:
+                await hurried.count("1 = 1")
+            told.append(caught.value.status)
+        may_go.set()
+        while hurried._running:
+            await asyncio.sleep(0)
+        hurried._timeout = 20.0
+        assert (await hurried.count("1 = 1"))["count"] > 0
+        return told
+
+    assert asyncio.run(asked()) == [408] * AT_ONCE + [429]
+
+
+def test_profiles_that_cannot_be_read_are_no_mistake_of_the_asker() -> None:
+    gone = Segments(lambda: (1, pl.scan_parquet("/nowhere/at-all.parquet", schema=pl.Schema(PROFILE_DTYPES))))
     with pytest.raises(Problem) as caught:
-        count(hurried, "1 = 1")
-    assert caught.value.status == 408
+        count(gone, "1 = 1")
+    assert caught.value.status == 503
 
 
 def test_a_column_that_is_not_there_cannot_be_exported(segments: Segments) -> None:

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seaweedfs import S3Server
 
 from ray_profile.errors import RootError, StorageError
 from ray_profile.store import index
@@ -125,6 +126,39 @@ def test_a_version_that_is_not_whole_is_not_opened(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(StorageError, match="ray-profile index"):
         Index.open(root, manifest, tmp_path)
+
+
+def test_on_s3_files_are_copied_once_and_checked(s3: S3Server, tmp_path: Path) -> None:
+    root = Root.bare(s3.fresh())
+    first = published(root, 1, ["a", "书"], "old")
+    opened = Index.open(root, first, tmp_path)
+    assert json.loads(opened.get(0, "书") or b"")["said"] == "old"
+    (copy,) = tmp_path.glob("*/*.mdb")
+    stamp = copy.stat().st_mtime_ns
+    Index.open(root, first, tmp_path)
+    assert copy.stat().st_mtime_ns == stamp, "what is there is not fetched again"
+    second = published(root, 2, ["a"], "new")
+    newer = Index.open(root, second, tmp_path)
+    assert [path.stem for path in tmp_path.glob("*/*.mdb")] == [second.parts[0].file], "old copies go"
+    assert json.loads(opened.get(0, "书") or b"")["said"] == "old", "and whoever has one open keeps it"
+    assert newer.get(0, "书") is None
+
+
+def test_a_copy_that_is_cut_is_fetched_again_and_a_changed_one_refused(s3: S3Server, tmp_path: Path) -> None:
+    root = Root.bare(s3.fresh())
+    manifest = published(root, 1, ["a"])
+    cut = tmp_path / "cut"
+    Index.open(root, manifest, cut)
+    (copy,) = cut.glob("*/*.mdb")
+    other = tmp_path / "other" / copy.relative_to(cut)  # LMDB knows the first path as open already
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"")
+    assert Index.open(root, manifest, tmp_path / "other").get(0, "a") is not None
+    root.replace(b"x" * manifest.parts[0].size, "index", "files", f"{manifest.parts[0].file}.mdb")
+    with pytest.raises(StorageError, match="is not what it was"):
+        Index.open(root, manifest, tmp_path / "third")
+    assert not list((tmp_path / "third").glob("*/*.mdb"))
+    assert not list((tmp_path / "third").glob("*/*.draft"))
 
 
 def test_what_is_no_manifest_is_named(tmp_path: Path) -> None:
