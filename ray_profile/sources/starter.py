@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from ray_profile.config import Build, Encoder, Privacy, Source, State, Taxonomy
+from ray_profile.config import Build, Encoder, Privacy, Serve, Source, State, Taxonomy
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -73,6 +73,19 @@ _MEANINGS: dict[str, dict[str, tuple[str, object]]] = {
         "encoders": ("encoder workers; absent: one a GPU, one where there is none", 1),
         "gpus_per_encoder": ("absent: 1 where Ray has GPUs when a run starts, else 0", 0.0),
     },
+    "serve": {
+        "host": ("another one than this machine's own needs tokens", None),
+        "port": ("where the endpoint listens", None),
+        "tokens": (
+            "who may ask, as `ray-profile token new` writes it; absent: anybody on this machine",
+            "tokens.jsonl",
+        ),
+        "audit": ("who looked at whom, appended", None),
+        "cache": ("where copies of an index on S3 lie", None),
+        "replicas": ("of the look-ups", None),
+        "encoders": ("replicas of the encoder, for /v1/embed and profiles:compute; 0: none is loaded", None),
+        "refresh_seconds": ("between looks for a newer index", None),
+    },
 }
 
 _SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
@@ -81,6 +94,7 @@ _SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "privacy": (Privacy, "Pseudonyms and redaction. Without a key, user ids pass unchanged."),
     "state": (State, "Fixed when the root is made."),
     "build": (Build, "How a run works; none of it changes what comes out."),
+    "serve": (Serve, "The endpoint, `ray-profile serve`. docs/serving.md says who may ask for what."),
 }
 
 _MAP = """

@@ -78,12 +78,13 @@ def test_starter_is_valid_and_names_every_key_with_its_default() -> None:
     text = starter()
     made = config.parse(tomllib.loads(text))
     assert list(made.sources) == ["reviews"]
-    for section in (Config, config.Encoder, config.Taxonomy, config.Privacy, config.State, config.Build, Source):
+    sections = (config.Encoder, config.Taxonomy, config.Privacy, config.State, config.Build, config.Serve)
+    for section in (Config, *sections, Source):
         for key in section.model_fields:
             assert f"{key} = " in text or f"[{key}]" in text or f".{key}]" in text or f"[{key}." in text, (
                 f"{section.__name__}.{key}"
             )
-    for section in ("encoder", "taxonomy", "privacy", "state", "build"):
+    for section in ("encoder", "taxonomy", "privacy", "state", "build", "serve"):
         assert f"# [{section}]" in text
 
 
@@ -95,6 +96,7 @@ def test_starter_with_every_comment_made_a_key_is_valid_and_changes_no_default()
     assert made.state == plain.state
     examples = {"cpus", "encoders", "gpus_per_encoder"}  # their default is what the machine has
     assert made.build.model_dump(exclude=examples) == plain.build.model_dump(exclude=examples)
+    assert made.serve.model_dump(exclude={"tokens"}) == plain.serve.model_dump(exclude={"tokens"})
     assert made.sources["orders"].columns["user_id"] == "customer"
 
 
