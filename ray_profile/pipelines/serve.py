@@ -214,6 +214,7 @@ def start(config: Config) -> str:
     index(config, local=True)
     connected(config.build.cpus)
     _insist_on_room(settings)
+    log.setLevel(logging.WARNING)  # what Serve tells of its own start is not for whoever started this
     options = {"host": settings.host, "port": settings.port, "request_timeout_s": REQUEST_SECONDS}
     serve.start(http_options=options)
     serve.run(bound(config), name=NAME, route_prefix="/")
