@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from ray_profile.config import Config
 from ray_profile.errors import ConfigError, RootError, UnknownUserError
-from ray_profile.sources.redact import bucket_of, fingerprint, pseudonyms
+from ray_profile.sources.redact import bucket_of_one, fingerprint, pseudonyms
 from ray_profile.sources.values import identifiers
 from ray_profile.store.root import Root
 from ray_profile.store.tables import BUCKET, Handle, Table, read_files
@@ -24,7 +24,7 @@ def profile_of(config: Config, user: str, as_of: str | None = None) -> dict[str,
     Raises `UnknownUserError`, `RootError` and, for another moment, `ConfigError`.
     """
     root, name = _opened(config, user)
-    bucket = int(bucket_of(pl.Series([name]), root.facts.buckets)[0])
+    bucket = bucket_of_one(name, root.facts.buckets)
     if as_of is not None:
         return _as_of(config, root, name, bucket, _moment(as_of), user)
     table = Table(root, "profiles")
@@ -66,13 +66,20 @@ def status_of(config: Config) -> dict[str, Any]:
     }
 
 
-def _opened(config: Config, user: str) -> tuple[Root, str]:
-    root, key = Root.existing(config.root), config.privacy.key()
+def key_of(config: Config, root: Root) -> bytes | None:
+    """The key of a root's pseudonyms. Raises `RootError` where the configuration names another one."""
+    key = config.privacy.key()
     if fingerprint(key) != root.facts.key_fingerprint:
         raise RootError(
             f"{root.address} was built with another pseudonym key (fingerprint {root.facts.key_fingerprint}, here "
             f"{fingerprint(key)}); name that key under [privacy]"
         )
+    return key
+
+
+def _opened(config: Config, user: str) -> tuple[Root, str]:
+    root = Root.existing(config.root)
+    key = key_of(config, root)
     name = pseudonyms(identifiers(pl.Series([user])), key)[0]
     if name is None:
         raise UnknownUserError(f"{user!r} names no user: files write that where there is none; name a user")

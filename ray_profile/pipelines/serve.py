@@ -31,6 +31,7 @@ from ray_profile.pipelines import probe
 from ray_profile.pipelines.cluster import can_grow, connected
 from ray_profile.pipelines.computing import Computing
 from ray_profile.pipelines.index import index
+from ray_profile.pipelines.lookup import key_of
 from ray_profile.pipelines.run import Run
 from ray_profile.pipelines.tables import profiles_table
 from ray_profile.pipelines.wave import make_tagger
@@ -41,9 +42,9 @@ from ray_profile.serve.embedding import Embedder
 from ray_profile.serve.problems import Problem
 from ray_profile.serve.segments import Segments
 from ray_profile.serve.service import MAX_EMBEDDING, Compute, Service
-from ray_profile.sources.redact import fingerprint
 from ray_profile.store.index import Index, Manifest, current
 from ray_profile.store.root import Root
+from ray_profile.store.scan import scan_files
 
 NAME = "ray_profile"
 LOOK_UP_CPUS = 0.5  # of a replica: it waits more than it computes
@@ -133,12 +134,7 @@ class Profiles:
 
 def service_of(config: Config, root: Root) -> Service:
     """What a replica answers from. Raises `RootError` where nothing was indexed or the pseudonym key is another one."""
-    key = config.privacy.key()
-    if fingerprint(key) != root.facts.key_fingerprint:
-        raise RootError(
-            f"{root.address} was built with another pseudonym key (fingerprint {root.facts.key_fingerprint}, here "
-            f"{fingerprint(key)}); name that key under [privacy]"
-        )
+    key = key_of(config, root)
     issuers = () if config.serve.tokens is None else (TokenFile(Path(config.serve.tokens)),)
     opened = Index.open(root, _indexed(root), Path(config.serve.cache))
     return Service(opened, key, Audit(Path(config.serve.audit)), Segments(partial(scanned, root)), issuers)
@@ -149,9 +145,7 @@ def scanned(root: Root) -> tuple[int, pl.LazyFrame]:
     table = profiles_table(root)
     handle = table.open()
     assert handle is not None, "an index is of profiles"
-    paths = [root.uri(table.name, file.path) for file in handle.files()]
-    options = root.storage_options or None
-    return handle.version, pl.scan_parquet(paths, glob=False, hive_partitioning=False, storage_options=options)
+    return handle.version, scan_files(table, handle.files())
 
 
 def app(arguments: Arguments) -> serve.Application:

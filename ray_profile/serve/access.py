@@ -1,4 +1,4 @@
-"""Who may ask for what: bearer tokens of our own, kept as hashes, or JSON web tokens of an outside issuer.
+"""Who may ask for what: bearer tokens of our own, kept as hashes.
 
 A token is 32 random bytes, so its plain SHA-256 is as good at rest as a slow hash: there is nothing to guess.
 """
@@ -44,7 +44,7 @@ ANYBODY = Caller("anybody", frozenset(SCOPES))
 
 
 class Issuer(Protocol):
-    """Who knows tokens; `TokenFile` and `jwt.Keys` do."""
+    """Who knows tokens; `TokenFile` does."""
 
     def caller(self, token: str) -> Caller | None:
         """Whose token this is, or None."""

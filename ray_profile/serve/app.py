@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Header, Path, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
@@ -18,6 +18,7 @@ from starlette.responses import StreamingResponse
 from ray_profile.profile.document import FIELDS
 from ray_profile.schema import MAX_TEXT_CHARS
 from ray_profile.serve import contract
+from ray_profile.serve.access import Caller
 from ray_profile.serve.embedding import MAX_TEXTS
 from ray_profile.serve.problems import MEDIA_TYPE, Problem, insist_on_text, quoted
 from ray_profile.serve.reasons import ATTRIBUTES, why
@@ -38,7 +39,16 @@ log = logging.getLogger("ray_profile.serve")
 
 User = Annotated[str, Path(description="The user's own id, as the shop's files write it.", examples=["u-1001"])]
 ByPseudonym = Annotated[bool, Query(description="Whether the id is a pseudonym, as answers give them.")]
-Authorization = Annotated[str | None, Header(include_in_schema=False)]
+
+
+async def _asker(request: Request) -> Caller:
+    """Who asks, as `_guarded` has found out."""
+    caller: Caller = request.scope[_CALLER]
+    return caller
+
+
+_CALLER = "ray_profile.caller"
+Asker = Annotated[Caller, Depends(_asker)]
 
 
 class Users(BaseModel):
@@ -129,33 +139,33 @@ def create(service: Service) -> Application:
 def _profiles(app: FastAPI, service: Service) -> None:
     @app.get("/v1/profiles/{user:path}/why", responses=contract.WHY)
     async def reasons(
+        caller: Asker,
         user: User,
         tag: Annotated[str | None, Query(description="Short for attribute=tags and value=TAG.")] = None,
         attribute: Annotated[str | None, Query(description=f"One of {', '.join(ATTRIBUTES)}")] = None,
         value: Annotated[str | None, Query(description="Which entry of the attribute; without it, all.")] = None,
         pseudonym: ByPseudonym = False,
-        authorization: Authorization = None,
     ) -> dict[str, Any]:
         """The evidence of a tag, or of any attribute: ids, weights, times and redacted snippets."""
         if (tag is None) == (attribute is None):
             raise Problem(422, "name either tag=, or attribute= (and value=)")
-        caller = service.caller(authorization, "why:read")
+        service.admit(caller, "why:read")
         index, found = service.reasons(caller, "why", user, pseudonym)
         told = why(json.loads(found), "tags" if attribute is None else attribute, value if tag is None else tag)
         return {"version": index.version, **told}
 
     @app.get("/v1/profiles/{user:path}", responses=contract.PROFILE, response_class=Response)
     async def profile(
+        caller: Asker,
         user: User,
         fields_wanted: Annotated[
             str | None, Query(alias="fields", description=f"Some of {', '.join(FIELDS)}", examples=["tags,sentiment"])
         ] = None,
         pseudonym: ByPseudonym = False,
         if_none_match: Annotated[str | None, Header()] = None,
-        authorization: Authorization = None,
     ) -> Response:
         """A user's profile. Its ETag is the version of the profiles."""
-        caller = service.caller(authorization, "profiles:read")
+        service.admit(caller, "profiles:read")
         index, found = service.profile(caller, "profiles", user, pseudonym)
         tag = etag(index)
         if if_none_match is not None and tag in (each.strip() for each in if_none_match.split(",")):
@@ -164,9 +174,9 @@ def _profiles(app: FastAPI, service: Service) -> None:
         return Response(body, media_type=JSON, headers={"ETag": tag})
 
     @app.post("/v1/profiles:batch", responses=contract.BATCH, response_class=Response)
-    async def batch(wanted: Users, authorization: Authorization = None) -> Response:
+    async def batch(caller: Asker, wanted: Users) -> Response:
         """Profiles of up to 1,000 users in the order asked for, null where there is none; `missing` names those."""
-        caller = service.caller(authorization, "profiles:read", max(1, len(wanted.users)))
+        service.admit(caller, "profiles:read", max(1, len(wanted.users)))
         index, found = service.profiles(caller, "profiles:batch", wanted.users)
         missing = [user for user, each in zip(wanted.users, found, strict=True) if each is None]
         head = json.dumps({"version": index.version, "missing": missing}, ensure_ascii=False)
@@ -176,9 +186,9 @@ def _profiles(app: FastAPI, service: Service) -> None:
 
 def _texts(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embed", responses=contract.EMBED)
-    async def embed(wanted: Texts, authorization: Authorization = None) -> dict[str, Any]:
+    async def embed(caller: Asker, wanted: Texts) -> dict[str, Any]:
         """The vector, the feeling and the tags of up to 256 texts, read as reviews; nothing is kept."""
-        service.caller(authorization, "embed", max(1, len(wanted.texts)))
+        service.admit(caller, "embed", max(1, len(wanted.texts)))
         for text in wanted.texts:
             insist_on_text("a text", text, MAX_TEXT_CHARS)
         if service.embed is None:
@@ -189,16 +199,16 @@ def _texts(app: FastAPI, service: Service) -> None:
 
 def _segments(app: FastAPI, service: Service) -> None:
     @app.post("/v1/segments:count", responses=contract.COUNT)
-    async def count(wanted: Segment, authorization: Authorization = None) -> dict[str, Any]:
+    async def count(caller: Asker, wanted: Segment) -> dict[str, Any]:
         """How many users satisfy a predicate on the columns of their profiles, and the pseudonyms of some."""
-        caller = service.caller(authorization, "segments:read")
+        service.admit(caller, "segments:read")
         service.audit.note(caller.name, f"segments:count {wanted.predicate}", [], 0)
         return await service.segments.count(wanted.predicate)
 
     @app.post("/v1/segments:export", response_class=Response, responses=contract.EXPORT)
-    async def export(wanted: Export, authorization: Authorization = None) -> Response:
+    async def export(caller: Asker, wanted: Export) -> Response:
         """The users who satisfy a predicate, with some columns, as CSV or Parquet."""
-        caller = service.caller(authorization, "segments:export")
+        service.admit(caller, "segments:export")
         service.audit.note(caller.name, f"segments:export {wanted.predicate}", [], 0)
         version, users, pieces = await service.segments.export(wanted.predicate, wanted.columns, wanted.format)
         kind = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}[wanted.format]
@@ -208,9 +218,9 @@ def _segments(app: FastAPI, service: Service) -> None:
 
 def _computed(app: FastAPI, service: Service) -> None:
     @app.post("/v1/profiles:compute", responses=contract.COMPUTE)
-    async def compute(wanted: Rows, authorization: Authorization = None) -> dict[str, Any]:
+    async def compute(caller: Asker, wanted: Rows) -> dict[str, Any]:
         """The profile of rows that are sent, by the same fold and fuse as `build`; nothing is kept."""
-        service.caller(authorization, "embed")
+        service.admit(caller, "embed")
         if service.compute is None:
             raise Problem(501, "this endpoint has no encoder; set serve.encoders to 1 or more")
         rows = [row.model_dump(exclude_none=True) for row in wanted.rows]
@@ -234,9 +244,9 @@ def _health(app: FastAPI, service: Service) -> None:
         return {"status": "ok", "version": service.index.version, "profiles": service.index.manifest.profiles}
 
     @app.get("/v1/me")
-    async def me(authorization: Authorization = None) -> dict[str, Any]:
+    async def me(caller: Asker) -> dict[str, Any]:
         """Whose token this is, and what it opens."""
-        caller = service.caller(authorization, "profiles:read")
+        service.admit(caller, "profiles:read")
         return {"name": caller.name, "scopes": sorted(caller.scopes)}
 
 
@@ -286,7 +296,7 @@ def _guarded(app: FastAPI, service: Service) -> Application:
         try:
             headers = dict(scope["headers"])
             if scope["path"].startswith("/v1/") and scope["path"] != OPENAPI:
-                service.known(headers.get(b"authorization", b"").decode("latin-1"))
+                scope[_CALLER] = service.known(headers.get(b"authorization", b"").decode("latin-1"))
             declared = headers.get(b"content-length", b"0")
             if declared.isdigit() and int(declared) > MAX_BODY:
                 raise _TOO_LONG

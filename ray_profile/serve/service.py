@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from ray_profile.serve.audit import Audit
 from ray_profile.serve.limits import Gate, Rates
 from ray_profile.serve.problems import Problem, insist_on_text, quoted
 from ray_profile.serve.segments import Segments
-from ray_profile.sources.redact import pseudonym
+from ray_profile.sources.redact import bucket_of_one, pseudonym
 from ray_profile.sources.values import identifiers
 from ray_profile.store.index import Index
 
@@ -50,12 +49,10 @@ class Service:
         """Who asks. Raises `Problem` 401."""
         return authenticated(self.issuers, authorization, self.clock()) if self.issuers else ANYBODY
 
-    def caller(self, authorization: str | None, scope: str, cost: float = 1.0) -> Caller:
-        """Who asks, if they may, and not too often. Raises `Problem` 401, 403 or 429."""
-        caller = self.known(authorization)
+    def admit(self, caller: Caller, scope: str, cost: float = 1.0) -> None:
+        """Raise `Problem` 403 where somebody may not ask for this, 429 where they ask too often."""
         caller.insist(scope)
         self.rates.take(caller, cost)
-        return caller
 
     def profile(self, caller: Caller, route: str, user: str, by_pseudonym: bool = False) -> tuple[Index, bytes]:
         """A user's profile as JSON, and the version that it is of. Raises `Problem` 404 where there is none."""
@@ -67,7 +64,7 @@ class Service:
 
     def _found(self, caller: Caller, route: str, user: str, by_pseudonym: bool, get: Get) -> tuple[Index, bytes]:
         index, name = self.index, self.name(user, by_pseudonym)
-        found = None if name is None else get(index, bucket(name, index.manifest.buckets), name)
+        found = _value(index, name, get)
         self.audit.note(caller.name, route, [name or ""], int(found is not None))
         if found is None:
             raise Problem(404, "there is no profile of this user; write the id as the shop's files do")
@@ -77,7 +74,7 @@ class Service:
         """Profiles of several users, in their order, all of one version; None where there is none."""
         index = self.index
         names = [self.name(user, False) for user in users]
-        found = [None if name is None else index.get(bucket(name, index.manifest.buckets), name) for name in names]
+        found = [_value(index, name, Index.get) for name in names]
         self.audit.note(caller.name, route, [name or "" for name in names], sum(each is not None for each in found))
         return index, found
 
@@ -90,6 +87,10 @@ class Service:
             return user
         known = _identifier(user)
         return None if known is None else pseudonym(known, self.key)
+
+
+def _value(index: Index, name: str | None, get: Get) -> bytes | None:
+    return None if name is None else get(index, bucket_of_one(name, index.manifest.buckets), name)
 
 
 def etag(index: Index) -> str:
@@ -109,11 +110,6 @@ def fields(document: bytes, wanted: str) -> bytes:
     whole: dict[str, Any] = json.loads(document)
     kept = {name: value for name, value in whole.items() if name in names or name in ("user_id", "as_of")}
     return json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def bucket(name: str, buckets: int) -> int:
-    """`redact.bucket_of` of one pseudonym."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % buckets
 
 
 @lru_cache(maxsize=65_536)

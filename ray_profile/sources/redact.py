@@ -7,6 +7,7 @@ A vectorised prefilter finds the rows that could hold something (one in a hundre
 from __future__ import annotations
 
 import functools
+import hashlib
 import hmac
 import re
 import sys
@@ -143,3 +144,8 @@ def bucket_of(users: pl.Series, buckets: int) -> pl.Series:
     digest = plh.col("user").chash.sha2_256().str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64)
     frame = pl.DataFrame({"user": users.cast(pl.String)}).select((digest % buckets).cast(pl.Int32).alias(users.name))
     return frame.to_series()
+
+
+def bucket_of_one(user: str, buckets: int) -> int:
+    """The partition of one pseudonym, as `bucket_of` gives it."""
+    return int.from_bytes(hashlib.sha256(user.encode()).digest()[:8], "big") % buckets

@@ -11,6 +11,16 @@ from ray_profile.store.root import asking
 from ray_profile.store.tables import BUCKET, DataFile, Table
 
 
+def scan_files(table: Table, files: Sequence[DataFile]) -> pl.LazyFrame:
+    """The rows of some files (at least one), without `bucket`, to be read as far as a query needs."""
+    return pl.scan_parquet(
+        [table.root.uri(table.name, file.path) for file in files],
+        glob=False,
+        hive_partitioning=False,
+        storage_options=table.root.storage_options or None,
+    )
+
+
 def read_users(
     table: Table, files: Sequence[DataFile], users: pl.Series, how: Literal["semi", "anti"] = "semi"
 ) -> pl.DataFrame:
@@ -23,10 +33,4 @@ def read_users(
         return pl.DataFrame(table.schema.empty_table().select(names))
     wanted = users.unique().alias("user_id").to_frame().lazy()
     with asking(table.uri, "read the table"):
-        rows = pl.scan_parquet(
-            [table.root.uri(table.name, file.path) for file in files],
-            glob=False,
-            hive_partitioning=False,
-            storage_options=table.root.storage_options or None,
-        )
-        return rows.select(names).join(wanted, on="user_id", how=how).collect()
+        return scan_files(table, files).select(names).join(wanted, on="user_id", how=how).collect()

@@ -20,8 +20,7 @@ from ray_profile.pipelines.build import build
 from ray_profile.pipelines.lookup import profile_of
 from ray_profile.serve.app import MAX_BODY
 from ray_profile.serve.reasons import ATTRIBUTES, NAMED
-from ray_profile.serve.service import bucket
-from ray_profile.sources.redact import bucket_of
+from ray_profile.sources.redact import bucket_of, bucket_of_one
 from ray_profile.sources.simulate import Shop
 from ray_profile.store.index import Index, current
 from ray_profile.store.root import Root
@@ -212,7 +211,7 @@ def test_an_own_id_and_its_pseudonym_lead_to_the_same_profile(server: Any, user:
 
 def test_buckets_are_those_of_the_tables() -> None:
     names = ["a", "书", "", "x" * 900]
-    assert [bucket(name, 7) for name in names] == bucket_of(pl.Series(names), 7).to_list()
+    assert [bucket_of_one(name, 7) for name in names] == bucket_of(pl.Series(names), 7).to_list()
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,8 @@ def test_whatever_is_no_predicate_is_refused(segments: Segments, predicate: str)
 
 
 def test_names_in_quotes_are_no_functions() -> None:
-    parsed("array_contains(liked, 'repeat(tea)') OR array_contains(tags, 'it''s (new)')")
+    found = parsed("array_contains(liked, 'repeat(tea)') OR array_contains(tags, 'it''s (new)')")
+    assert set(found.meta.root_names()) == {"liked", "tags"}
 
 
 def test_nobody_waits_too_long_and_so_many_questions_run_at_once(scan: Scan) -> None:
