@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: What a row can be. A negative quantity makes a purchase a return.
 KINDS = ("review", "search", "view", "favourite", "cart", "purchase", "return")

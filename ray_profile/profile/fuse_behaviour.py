@@ -14,6 +14,7 @@ from ray_profile.state import OTHER, PART, TIME, MapSum, TopK, VectorSum, distin
 
 MAX_AFFINITIES = 30
 MAX_SEARCHES = 20
+MAX_BOUGHT = 500
 DAY_US = 86_400_000_000
 
 _INT, _FLOAT, _TEXT = pl.Int64(), pl.Float64(), pl.String()
@@ -32,6 +33,7 @@ def _habit(name: str) -> dict[str, pl.DataType]:
 _KIND: dict[str, pl.DataType] = {"kind": _TEXT, "n": _INT, "quantity": _FLOAT, "last": TIME}
 _SEARCH: dict[str, pl.DataType] = {"query": _TEXT, "n": _INT, "last": TIME, "evidence": _ACTS}
 _BAND: dict[str, pl.DataType] = {"low": _FLOAT, "high": _FLOAT, "share": _FLOAT}
+_BOUGHT: dict[str, pl.DataType] = {"item_id": _TEXT, "n": _INT, "last": TIME}
 _LATEST: dict[str, pl.DataType] = {"ts": TIME, "item_id": _TEXT, "kind": _TEXT, "price": _FLOAT, "id": _TEXT}
 
 DTYPES: dict[str, pl.DataType] = {
@@ -56,11 +58,13 @@ DTYPES: dict[str, pl.DataType] = {
     "devices": pl.List(pl.Struct(_habit("device"))),
     "searches": pl.List(pl.Struct(_SEARCH)),
     "last_items": pl.List(pl.Struct(_LATEST)),
+    "bought": pl.List(pl.Struct(_BOUGHT)),  # or reviewed or returned; `n` such rows, `last` row of any kind
 }
 
 
-def fuse(states: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
-    """States with `u` and `scale` (see facet.py) -> frames [u, ...] of this facet's profile columns."""
+def fuse(states: pl.DataFrame, items: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
+    """States with `u` and `scale` (see facet.py), and the `entries` of `behaviour.ITEMS` -> frames [u, ...] of this
+    facet's profile columns."""
     as_of = pl.lit(context.as_of, dtype=TIME)
     times = states.group_by("u").agg(pl.col("rows").sum(), pl.col("first_ts").min(), pl.col("last_ts").max())
     recency = (as_of - pl.col("last_ts")).dt.total_microseconds() / DAY_US
@@ -79,6 +83,7 @@ def fuse(states: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
         _habits(states, behaviour.DEVICES, behaviour.DEVICE_EVIDENCE, "device", "devices"),
         _searches(states),
         _latest(states),
+        _bought(items),
     ]
 
 
@@ -184,3 +189,10 @@ def _latest(states: pl.DataFrame) -> pl.DataFrame:
     latest = behaviour.LAST_ITEMS
     gathered = latest.gather(latest.spread(states.select(pl.col("u").alias("g"), latest.name))).rename({"g": "u"})
     return listed(segments.unlisted(gathered, latest.name), "last_items", _LATEST)
+
+
+def _bought(items: pl.DataFrame) -> pl.DataFrame:
+    bought = items.filter((pl.col("bought") > 0) & (pl.col("key") != OTHER))
+    bought = bought.select("u", pl.col("key").alias("item_id"), pl.col("bought").alias("n"), "last")
+    bought = bought.sort("u", "last", "item_id", descending=[False, True, False])
+    return listed(bought, "bought", _BOUGHT, at_most=MAX_BOUGHT)

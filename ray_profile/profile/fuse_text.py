@@ -14,6 +14,7 @@ MAX_TERMS = 25
 PRIOR_WEIGHT = 2.0  # how many views' worth of the whole shop's habits each share starts from
 LIKED = 0.25  # balance (positive - negative) above which rows with a tag speak of liking, and below minus which not
 MIN_TREND_ROWS = 3
+MAX_FELT = 36  # periods
 
 _INT, _FLOAT, _TEXT = pl.Int64(), pl.Float64(), pl.String()
 EVIDENCE = pl.List(
@@ -48,6 +49,13 @@ _LANGUAGE: dict[str, pl.DataType] = {
     "share": _FLOAT,
     "evidence": pl.List(pl.Struct({"id": _TEXT, "ts": TIME, "item_id": _TEXT, "snippet": _TEXT})),
 }
+_FELT: dict[str, pl.DataType] = {  # shares of the newest periods in which they wrote, oldest first; n reviews
+    "period": pl.Date(),
+    "n": _INT,
+    "negative": _FLOAT,
+    "neutral": _FLOAT,
+    "positive": _FLOAT,
+}
 
 DTYPES: dict[str, pl.DataType] = {
     "review_count": _INT,
@@ -68,6 +76,7 @@ DTYPES: dict[str, pl.DataType] = {
             ),
         }
     ),
+    "feelings": pl.List(pl.Struct(_FELT)),
     "tags": pl.List(pl.Struct(_TAG)),
     "keywords": pl.List(pl.Struct(_KEYWORD)),
     "entities": pl.List(pl.Struct(_ENTITY)),
@@ -97,6 +106,7 @@ def fuse(states: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
     return [
         counts,
         _sentiment(states),
+        _felt(states),
         _tags(states, context.statistics),
         _keywords(states, context.statistics),
         _entities(states),
@@ -133,6 +143,16 @@ def _sentiment(states: pl.DataFrame) -> pl.DataFrame:
     joined = joined.with_columns(pl.when(pl.col("n") >= MIN_TREND_ROWS).then("trend").alias("trend"))
     fields = [pl.col(name) for name in DTYPES["sentiment"].to_schema()]  # type: ignore[attr-defined]
     return joined.select("u", pl.struct(fields).alias("sentiment"))
+
+
+def _felt(states: pl.DataFrame) -> pl.DataFrame:
+    """[u, feelings]: how they felt in each period."""
+    total = sum((pl.col(name) for name in text.FEELINGS), pl.lit(0.0))
+    voices = pl.col(text.SENTIMENT_SOURCES.name).list.eval(pl.element().struct.field("n")).list.sum()
+    felt = states.filter(total > 0).sort("u", "period", descending=[False, True])
+    felt = felt.select("u", "period", voices.alias("n"), *(pl.col(name) / total for name in text.FEELINGS))
+    newest = listed(felt, "feelings", _FELT, at_most=MAX_FELT)
+    return newest.with_columns(pl.col("feelings").list.reverse())
 
 
 def _tags(states: pl.DataFrame, corpus: pl.DataFrame) -> pl.DataFrame:

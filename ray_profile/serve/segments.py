@@ -44,7 +44,7 @@ FUNCTIONS = frozenset(
 )
 #: Words that may stand before a parenthesis and call nothing.
 _WORDS = frozenset({"and", "or", "not", "in", "case", "when", "then", "else", "between", "is", "like", "ilike"})
-_LISTED = {**NAMED, "keywords": "term"}
+_LISTED = {**NAMED, "keywords": "term", "bought": "item_id"}
 
 Scan = Callable[[], tuple[int, pl.LazyFrame]]
 

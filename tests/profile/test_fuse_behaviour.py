@@ -96,6 +96,13 @@ def _price_level(mine: list[Row], everybody: list[Row]) -> float | None:
     return sum(ranks) / len(ranks) if ranks else None
 
 
+def _bought(mine: list[Row]) -> list[tuple[str, int, dt.datetime]]:
+    """What was bought, reviewed or returned: the item, how many such rows, when last dealt with, the newest first."""
+    n = Counter(r["item_id"] for r in mine if r["kind"] in ("purchase", "review", "return") and r.get("item_id"))
+    last = {item: max(r["ts"] for r in mine if r.get("item_id") == item) for item in n}
+    return [(item, n[item], last[item]) for item in sorted(n, key=lambda item: (-last[item].timestamp(), item))]
+
+
 def _oracle(mine: list[Row], everybody: list[Row], as_of: dt.datetime) -> Row:
     bought = [r for r in mine if r["kind"] == "purchase"]
     back = [r for r in mine if r["kind"] == "return"]
@@ -131,6 +138,7 @@ def _oracle(mine: list[Row], everybody: list[Row], as_of: dt.datetime) -> Row:
         "devices": dict(Counter(r["device"] for r in mine if r.get("device"))),
         "searches": dict(Counter(r["text"].lower()[:100] for r in asked)),
         "last_items": sorted((r["ts"] for r in mine if r.get("item_id")), reverse=True)[:100],
+        "bought": _bought(mine),
     }
 
 
@@ -141,6 +149,7 @@ def _read(profile: Row) -> Row:
     for column, key in (("categories", "category"), ("brands", "brand")):
         plain[column] = {e[key]: {name: e[name] for name in ("n", "spend", "last", "share")} for e in profile[column]}
     plain["price_bands"] = [e["share"] for e in profile["price_bands"]]
+    plain["bought"] = [(e["item_id"], e["n"], e["last"]) for e in profile["bought"]]
     plain["last_items"] = [e["ts"] for e in profile["last_items"]]
     return {**profile, **plain}
 

@@ -141,12 +141,26 @@ def _check_evidence(tag: Row, texts: dict[str, Row]) -> None:
         assert act["snippet"] == (row["text"] if row["text"] or row["kind"] == "review" else title)
 
 
+def _check_periods(profile: Row, mine: list[Row]) -> None:
+    """Each month's feelings are those of its own reviews, the oldest first."""
+    felt = [r for r in mine if _feeling(r) is not None]
+    months = sorted({r["ts"].date().replace(day=1) for r in felt})
+    assert [each["period"] for each in profile["feelings"]] == months[-36:]
+    for each in profile["feelings"]:
+        rows = [r for r in felt if r["ts"].date().replace(day=1) == each["period"]]
+        weights = [_decay(r, profile["as_of"]) for r in rows]
+        shares = sum(_feeling(r)[0] * weight for r, weight in zip(rows, weights, strict=True)) / sum(weights)  # type: ignore[index]
+        assert [each[name] for name in FEELINGS] == pytest.approx(list(shares), abs=1e-6)
+        assert each["n"] == len(rows)
+
+
 def _check_counts(profile: Row, mine: list[Row]) -> None:
     stars = [r["rating"] for r in mine if r["rating"] is not None]
     assert profile["review_count"] == sum(r["kind"] == "review" for r in mine)
     assert profile["text_count"] == sum(r["text"] is not None for r in mine)
     assert profile["mean_rating"] == (pytest.approx(sum(stars) / len(stars)) if stars else None)
     felt = [(feeling, _decay(r, profile["as_of"])) for r in mine if (feeling := _feeling(r)) is not None]
+    _check_periods(profile, mine)
     if not felt:
         assert profile["sentiment"] is None
         return
