@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import numpy as np
 import polars as pl
 
 from ray_profile.pipelines.tables import frame_of, load_items, profiles_table, read_states, states_dtypes, states_table
 from ray_profile.profile import statistics
-from ray_profile.profile.document import documents
+from ray_profile.profile.document import documents, item_documents
 from ray_profile.profile.facet import FuseContext
 from ray_profile.profile.fold import state_schema
 from ray_profile.profile.fuse import PROFILE_DTYPES, fuse
@@ -70,11 +71,11 @@ class MergeJob:
 
 @dataclass(frozen=True)
 class IndexJob:
-    """What every task of an indexing is told."""
+    """What every task of an indexing is told, and the parts that are due: buckets, and None for the catalogue."""
 
     root: Root
     width: int
-    profiles: dict[int, tuple[DataFile, ...]]
+    due: dict[int | None, tuple[DataFile, ...]]
 
 
 def groups_of(job: FuseJob, at_least: int) -> list[list[int]]:
@@ -159,8 +160,18 @@ def _context(job: FuseJob) -> FuseContext:
     )
 
 
-def index_bucket(job: IndexJob, bucket: int) -> Part:
-    """Write a bucket's profiles into the serving index."""
-    files = job.profiles[bucket]
-    rows = frame_of(read_files(profiles_table(job.root), files, columns=list(PROFILE_DTYPES)))
-    return write_part(bucket, documents(rows), job.width, [file.path for file in files], job.root)
+def index_part(job: IndexJob, bucket: int | None) -> Part:
+    """Write a bucket's profiles, or the catalogue, into the serving index."""
+    files = job.due[bucket]
+    if bucket is None:
+        items = load_items(job.root, files, job.width)
+        rows, vectors = item_documents(items), items.vectors
+    else:
+        profiles = frame_of(read_files(profiles_table(job.root), files, columns=list(PROFILE_DTYPES)))
+        rows = documents(profiles)
+        vectors = np.zeros((rows.height, job.width), np.float16)
+        known = rows["vector"].is_not_null()
+        if known.any():
+            vectors[known.to_numpy()] = rows["vector"].drop_nulls().list.to_array(job.width).to_numpy()
+        rows = rows.drop("vector")
+    return write_part(bucket, rows, vectors, [file.path for file in files], job.root)

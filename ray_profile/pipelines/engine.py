@@ -56,7 +56,7 @@ class Engine(Protocol):
         ...
 
     def index(self, job: IndexJob) -> list[Part]:
-        """Write the profiles of each bucket of the job into the serving index, not published. Sorted by bucket."""
+        """Write each part of the job into the serving index, not published. In the order of the job."""
         ...
 
     def close(self) -> None:

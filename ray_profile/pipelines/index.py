@@ -1,7 +1,7 @@
-"""`index`: the profiles of a root become the files that replicas serve from.
+"""`index`: the profiles and the catalogue of a root become the files that replicas serve from.
 
-A bucket whose profiles are as they were in the version before keeps its file, so an index after a small build is little
-work. A root that has an index gets a new one at the end of every build.
+A bucket whose profiles are as they were in the version before keeps its files, and so does the catalogue, so an index
+after a small build is little work. A root that has an index gets a new one at the end of every build.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ray_profile.pipelines.build import engine_of
 from ray_profile.pipelines.engine import Engine, Progress
 from ray_profile.pipelines.fusing import by_bucket
 from ray_profile.pipelines.run import Run
-from ray_profile.pipelines.tables import profiles_table
-from ray_profile.store.index import Manifest, current, publish, whole
+from ray_profile.pipelines.tables import items_table, profiles_table
+from ray_profile.store.index import FORMAT, Manifest, Part, current, publish, whole
 from ray_profile.store.root import Root
-from ray_profile.store.tables import Handle
+from ray_profile.store.tables import DataFile, Handle
 from ray_profile.store.waves import ignore_step
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """The version that is there now, and how many of its buckets were written or kept from the one before."""
+    """The version that is there now, and how many of its parts were written or kept from the one before."""
 
     version: int
     profiles: int
@@ -48,10 +48,11 @@ def index(config: Config, local: bool = False, progress: Progress | None = None,
     Root.existing(config.root)  # a build may begin a root, and a mistyped one here would be another
     run = Run.open(config, datetime.now(UTC), ignore_step)
     run.check()
-    known = None if rebuild else _known(run)
-    is_newest = known is not None and known.version == _profiles(run).version
-    if known is not None and is_newest and len(whole(run.root, known.parts)) == len(known.parts):
-        return Indexed(known.version, known.profiles, 0, len(known.parts))
+    if not rebuild:
+        known = _known(run)
+        same, due = _due(run, known)
+        if known is not None and not due and known.version == _profiles(run).version:
+            return Indexed(known.version, known.profiles, 0, len(same))
     engine = engine_of(run.config, local, progress)
     try:
         return indexed(run, engine, rebuild)
@@ -61,24 +62,35 @@ def index(config: Config, local: bool = False, progress: Progress | None = None,
 
 def indexed(run: Run, engine: Engine, rebuild: bool = False) -> Indexed:
     """The same by the engine of a run."""
-    profiles, known = _profiles(run), None if rebuild else _known(run)
-    files = by_bucket(profiles.files())
-    same = {
-        part.bucket: part
-        for part in (whole(run.root, known.parts) if known is not None and _alike(known, run) else ())
-        if part.made_of == tuple(file.path for file in files.get(part.bucket, ()))
-    }
-    due = {bucket: each for bucket, each in files.items() if bucket not in same}
+    same, due = _due(run, None if rebuild else _known(run))
     written = engine.index(IndexJob(run.root, run.width, due)) if due else []
-    parts = sorted([*same.values(), *written], key=lambda part: part.bucket)
-    manifest = Manifest(profiles.version, run.width, run.root.facts.buckets, run.encoder_digest, tuple(parts))
+    parts = {part.bucket: part for part in (*same, *written)}
+    items = parts.pop(None, None)
+    of_buckets = tuple(part for _, part in sorted(parts.items(), key=lambda each: each[0] or 0))
+    facts = run.width, run.root.facts.buckets, run.encoder_digest
+    manifest = Manifest(_profiles(run).version, *facts, of_buckets, items)
     publish(run.root, manifest)
     return Indexed(manifest.version, manifest.profiles, len(written), len(same))
 
 
+def _due(run: Run, known: Manifest | None) -> tuple[list[Part], dict[int | None, tuple[DataFile, ...]]]:
+    """The parts of a version before that may stand in the next one, and what the others are to be made of."""
+    files: dict[int | None, tuple[DataFile, ...]] = dict(by_bucket(_profiles(run).files()).items())
+    items = items_table(run.root).open()
+    if items is not None and items.files():
+        files[None] = tuple(items.files())
+    same = [
+        part
+        for part in (whole(run.root, known.all_parts) if known is not None and _alike(known, run) else ())
+        if part.made_of == tuple(file.path for file in files.get(part.bucket, ()))
+    ]
+    kept = {part.bucket for part in same}
+    return same, {bucket: each for bucket, each in files.items() if bucket not in kept}
+
+
 def _alike(known: Manifest, run: Run) -> bool:
     """Whether files of an earlier version may stand beside new ones."""
-    return (known.width, known.encoder) == (run.width, run.encoder_digest)
+    return (known.format, known.width, known.encoder) == (FORMAT, run.width, run.encoder_digest)
 
 
 def is_behind(run: Run) -> bool:

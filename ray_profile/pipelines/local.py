@@ -110,7 +110,7 @@ class LocalEngine:
     def index(self, job: buckets.IndexJob) -> list[Part]:
         """See `Engine`."""
         parts: list[Part] = []
-        for part in mapped(lambda bucket: buckets.index_bucket(job, bucket), sorted(job.profiles)):
+        for part in mapped(lambda bucket: buckets.index_part(job, bucket), job.due):
             parts.append(part)
-            self._progress("index", len(parts), len(job.profiles), part.profiles)
+            self._progress("index", len(parts), len(job.due), part.documents)
         return parts

@@ -159,9 +159,9 @@ class RayEngine:
     def index(self, job: buckets.IndexJob) -> list[Part]:
         """See `Engine`."""
         with plainly():
-            task, shared = ray.remote(buckets.index_bucket), ray.put(job)
-            parts: list[Part] = ray.get([task.remote(shared, bucket) for bucket in job.profiles])
-        return sorted(parts, key=lambda part: part.bucket)
+            task, shared = ray.remote(buckets.index_part), ray.put(job)
+            parts: list[Part] = ray.get([task.remote(shared, bucket) for bucket in job.due])
+        return parts
 
     def _text_actors(self, count: int) -> list[Any]:
         """At least so many actors that encode texts which are no rows; they stay until a fold needs their room."""

@@ -20,6 +20,7 @@ from ray_profile.schema import MAX_TEXT_CHARS
 from ray_profile.serve import contract
 from ray_profile.serve.access import Caller
 from ray_profile.serve.embedding import MAX_TEXTS
+from ray_profile.serve.nearby import MAX_NEAREST
 from ray_profile.serve.problems import MEDIA_TYPE, Problem, insist_on_text, quoted
 from ray_profile.serve.reasons import ATTRIBUTES, why
 from ray_profile.serve.segments import COLUMNS
@@ -38,6 +39,8 @@ JSON = "application/json"
 log = logging.getLogger("ray_profile.serve")
 
 User = Annotated[str, Path(description="The user's own id, as the shop's files write it.", examples=["u-1001"])]
+Item = Annotated[str, Path(description="The item's id, as the shop's files write it.", examples=["tea-17"])]
+Nearest = Annotated[int, Query(ge=1, le=MAX_NEAREST, description="How many.")]
 ByPseudonym = Annotated[bool, Query(description="Whether the id is a pseudonym, as answers give them.")]
 
 
@@ -128,6 +131,7 @@ def create(service: Service) -> Application:
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     _profiles(app, service)
+    _nearby(app, service)
     _texts(app, service)
     _computed(app, service)
     _segments(app, service)
@@ -182,6 +186,26 @@ def _profiles(app: FastAPI, service: Service) -> None:
         head = json.dumps({"version": index.version, "missing": missing}, ensure_ascii=False)
         body = head[:-1].encode() + b', "profiles": [' + b",".join(each or b"null" for each in found) + b"]}"
         return Response(body, media_type=JSON, headers={"ETag": etag(index)})
+
+
+def _nearby(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/users/{user:path}/similar", responses=contract.SIMILAR)
+    async def similar(caller: Asker, user: User, k: Nearest = 10, pseudonym: ByPseudonym = False) -> dict[str, Any]:
+        """The users whose vectors are nearest to a user's, and the tags that both have. None without a vector."""
+        service.admit(caller, "profiles:read")
+        return await service.similar(caller, user, pseudonym, k)
+
+    @app.get("/v1/users/{user:path}/items", responses=contract.ITEMS_FOR)
+    async def items_for(caller: Asker, user: User, k: Nearest = 10, pseudonym: ByPseudonym = False) -> dict[str, Any]:
+        """The items nearest to a user that they have not bought, each with the reason. None without a vector."""
+        service.admit(caller, "profiles:read")
+        return await service.items_for(caller, user, pseudonym, k)
+
+    @app.get("/v1/items/{item:path}/similar", responses=contract.ITEMS_LIKE)
+    async def items_like(caller: Asker, item: Item, k: Nearest = 10) -> dict[str, Any]:
+        """The items whose titles mean nearly the same as an item's."""
+        service.admit(caller, "profiles:read")
+        return await service.items_like(item, k)
 
 
 def _texts(app: FastAPI, service: Service) -> None:

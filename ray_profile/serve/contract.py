@@ -7,8 +7,9 @@ from typing import Any
 
 import polars as pl
 
-from ray_profile.profile.document import EVIDENCE, FIELDS
+from ray_profile.profile.document import EVIDENCE, FIELDS, ITEM_FIELDS
 from ray_profile.profile.fuse import PROFILE_DTYPES
+from ray_profile.profile.items import ITEM_DTYPES
 from ray_profile.serve.problems import MEDIA_TYPE
 
 
@@ -21,6 +22,8 @@ def schema_of(dtype: pl.DataType) -> dict[str, Any]:
         return {"type": ["object", "null"], "properties": {name: schema_of(each) for name, each in named.items()}}  # type: ignore[arg-type]
     if isinstance(dtype, pl.Datetime):
         return {"type": ["string", "null"], "format": "date-time"}
+    if dtype == pl.Date:
+        return {"type": ["string", "null"], "format": "date"}
     if dtype.is_integer():
         return {"type": ["integer", "null"]}
     if dtype.is_float():
@@ -100,6 +103,49 @@ WHY = _answers(
             }
         ],
     },
+)
+_ITEM_SCHEMA = {
+    "type": "object",
+    "properties": {name: schema_of(ITEM_DTYPES[name]) for name in ITEM_FIELDS},
+    "required": list(ITEM_FIELDS),
+}
+_SIMILARITY = {"similarity": {"type": "number"}}
+_NEAR_ITEM = {**_ITEM_SCHEMA, "properties": {**_ITEM_SCHEMA["properties"], **_SIMILARITY}}  # type: ignore[dict-item]
+
+
+def _near(name: str, schema: Mapping[str, Any], further: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    listed = {"version": {"type": "integer"}, **(further or {}), name: {"type": "array", "items": dict(schema)}}
+    return {"type": "object", "properties": listed, "required": list(listed)}
+
+
+_NAMES = {"type": "array", "items": {"type": "string"}}
+SIMILAR = _answers(
+    "The users, the nearest first.",
+    _near(
+        "users",
+        {
+            "type": "object",
+            "properties": {"user_id": {"type": "string"}, **_SIMILARITY, "tags": _NAMES},
+            "required": ["user_id", "similarity", "tags"],
+        },
+    ),
+    {"version": 12, "users": [{"user_id": "5be1…", "similarity": 0.93, "tags": ["green tea", "teapots"]}]},
+)
+ITEMS_LIKE = _answers("The items, the nearest first.", _near("items", _NEAR_ITEM, {"item": _ITEM_SCHEMA}))
+_BECAUSE = {
+    "type": "object",
+    "properties": {
+        "tags": _NAMES,
+        "like": {
+            "type": ["object", "null"],
+            "properties": {"item_id": {"type": "string"}, "title": {"type": ["string", "null"]}},
+        },
+    },
+    "required": ["tags", "like"],
+}
+ITEMS_FOR = _answers(
+    "The items, the nearest first.",
+    _near("items", {**_NEAR_ITEM, "properties": {**_NEAR_ITEM["properties"], "because": _BECAUSE}}),  # type: ignore[dict-item]
 )
 EMBED = _answers(
     "What the encoder makes of each text, in order; null for a text with nothing to read.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from ray_profile.profile.document import FIELDS
+from ray_profile.serve import nearby
 from ray_profile.serve.access import ANYBODY, Caller, Issuer, authenticated
 from ray_profile.serve.audit import Audit
 from ray_profile.serve.limits import Gate, Rates
@@ -28,6 +30,7 @@ Embed = Callable[[list[str]], Awaitable[list[dict[str, Any]]]]
 MAX_USERS = 1_000  # of one request
 MAX_ID_CHARS = 1_000
 MAX_EMBEDDING = 16  # requests of one replica that wait for the encoder: fewer than it may have under way
+MAX_NEARBY = 16  # searches of one replica at once
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Service:
     compute: Compute | None = None  # rows of a person -> their profile; None as above
     rates: Rates = field(default_factory=Rates)
     gate: Gate = field(default_factory=lambda: Gate(MAX_EMBEDDING))
+    gate_of_nearby: Gate = field(default_factory=lambda: Gate(MAX_NEARBY))
     clock: Callable[[], float] = time
 
     def known(self, authorization: str | None) -> Caller:
@@ -77,6 +81,43 @@ class Service:
         found = [_value(index, name, Index.get) for name in names]
         self.audit.note(caller.name, route, [name or "" for name in names], sum(each is not None for each in found))
         return index, found
+
+    async def similar(self, caller: Caller, user: str, by_pseudonym: bool, count: int) -> dict[str, Any]:
+        """{version, users}: see `nearby.users_like`. Whose profiles are told of is in the audit log."""
+        index, document, vector = self._placed(caller, "similar", user, by_pseudonym)
+        with self.gate_of_nearby.inside():
+            found = await asyncio.to_thread(nearby.users_like, index, document, vector, count)
+        self.audit.note(caller.name, "similar:found", [each["user_id"] for each in found], len(found))
+        return {"version": index.version, "users": found}
+
+    async def items_for(self, caller: Caller, user: str, by_pseudonym: bool, count: int) -> dict[str, Any]:
+        """{version, items}: see `nearby.items_for`."""
+        index, document, vector = self._placed(caller, "items", user, by_pseudonym)
+        if index.items is None:
+            return {"version": index.version, "items": []}
+        with self.gate_of_nearby.inside():
+            found = await asyncio.to_thread(nearby.items_for, index.items, document, vector, count)
+        return {"version": index.version, "items": found}
+
+    async def items_like(self, item: str, count: int) -> dict[str, Any]:
+        """{version, item, items}: see `nearby.items_like`. Raises `Problem` 404 where there is no such item."""
+        insist_on_text("the id of an item", item, MAX_ID_CHARS)
+        index = self.index
+        found = None if index.items is None else index.items.get(item)
+        if found is None or index.items is None:
+            raise Problem(404, "there is no such item; write the id as the shop's files do")
+        with self.gate_of_nearby.inside():
+            like = await asyncio.to_thread(nearby.items_like, index.items, item, count)
+        return {"version": index.version, "item": json.loads(found), "items": like}
+
+    def _placed(self, caller: Caller, route: str, user: str, by_pseudonym: bool) -> tuple[Index, Any, nearby.Vector]:
+        """A user's document and vector, of one version. Raises `Problem` 404 where there is no profile."""
+        index, found = self._found(caller, route, user, by_pseudonym, Index.get)
+        document = json.loads(found)
+        name = document["user_id"]
+        vector = index.vector(bucket_of_one(name, index.manifest.buckets), name)
+        assert vector is not None, "who has a document has a place for a vector"
+        return index, document, vector
 
     def name(self, user: str, by_pseudonym: bool) -> str | None:
         """The pseudonym of a user's own id; None for what names nobody."""

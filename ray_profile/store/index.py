@@ -1,57 +1,52 @@
-"""The serving index: every profile as ready JSON bytes beside its vector, one LMDB file a bucket, found in no time.
+"""The serving index: every profile as ready JSON bytes beside its vector, a part a bucket, found in no time; and the
+catalogue in the same way, as one part.
 
-    index/files/<sha256>.mdb    a bucket's profiles; never changed, so versions share the buckets that did not change
+    index/files/<sha256>.mdb    a part's documents (shelf.py); never changed, so versions share what is alike
+    index/files/<sha256>.near   which of its vectors are near which (nearest.py); absent where it has none
     index/<version>.json        which files a version consists of; written last. The version is that of the profiles
-
-In a file a user's id (the hash of a very long one) leads, behind "p", to the profile's JSON bytes followed by its
-vector in little-endian float16, zero where it has none; and behind "w" to the JSON bytes of why it says so.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import itertools
-import json
-import os
-import secrets
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
-import lmdb
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ray_profile.errors import RootError, StorageError
-from ray_profile.store.root import Root, asking
+from ray_profile.errors import RootError
+from ray_profile.store import copies, shelf
+from ray_profile.store.copies import GRACE, File
+from ray_profile.store.root import Root
+from ray_profile.store.shelf import Shelf
 
 FOLDER = "index"
 FILES = f"{FOLDER}/files"
+FORMAT = 2  # of the files; an index of another one is made anew
 KEPT = 2  # versions: the newest, and the one that replicas still serve while they fetch it
-GRACE = timedelta(hours=24)  # before a file that no version names is deleted: it may be a live run's
-PROFILE, WHY = b"p", b"w"  # what a key leads to; in the order of their bytes
-_LONGEST_KEY = 511  # bytes, of LMDB
-_PAGE = 4096
-_FLOAT16 = np.dtype("<f2")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a version: its bucket, the SHA-256 and bytes of the file, and what it was made of."""
+    """A bucket's profiles, or the catalogue (no bucket): its files, its documents and what they were made of."""
 
-    bucket: int
-    file: str
-    size: int
-    profiles: int
-    made_of: tuple[str, ...]  # the data files of the profiles table
+    bucket: int | None
+    documents: int
+    data: File
+    near: File | None  # None: nothing in it has a vector
+    made_of: tuple[str, ...]  # the data files of the profiles or items table
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """What lies under `FILES`."""
+        return (self.data,) if self.near is None else (self.data, self.near)
 
 
 @dataclass(frozen=True)
@@ -63,37 +58,61 @@ class Manifest:
     buckets: int
     encoder: str | None  # the digest of the model whose vectors these are
     parts: tuple[Part, ...]
+    items: Part | None = None  # None: the shop has no catalogue
+    format: int = FORMAT
 
     @property
     def profiles(self) -> int:
         """How many profiles it has."""
-        return sum(part.profiles for part in self.parts)
+        return sum(part.documents for part in self.parts)
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """Those of the profiles, and that of the items."""
+        return self.parts if self.items is None else (*self.parts, self.items)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""
-        return {**vars(self), "parts": [vars(part) for part in self.parts]}
+        return asdict(self)
 
     @classmethod
     def of(cls, found: Any, where: str) -> Manifest:
         """From `to_json`. Raises `RootError` for anything else."""
         try:
-            parts = tuple(Part(**{**part, "made_of": tuple(part["made_of"])}) for part in found["parts"])
-            return cls(**{**found, "parts": parts})
+            items = None if found["items"] is None else _part(found["items"])
+            return cls(**{**found, "parts": tuple(_part(part) for part in found["parts"]), "items": items})
         except (TypeError, KeyError) as error:
             raise RootError(f"{where} is no manifest of an index ({error}); run `ray-profile index` again") from error
 
 
-def write_part(bucket: int, profiles: pl.DataFrame, width: int, made_of: Sequence[str], root: Root) -> Part:
-    """Write a bucket's profiles [user_id, json, why, vector (List(Float32), null: none)] under the root.
+def _part(found: Any) -> Part:
+    near = None if found["near"] is None else File(**found["near"])
+    return Part(**{**found, "data": File(**found["data"]), "near": near, "made_of": tuple(found["made_of"])})
 
-    The same profiles give the same file. Raises `StorageError` where the store fails.
+
+def write_part(
+    bucket: int | None,
+    documents: pl.DataFrame,
+    vectors: npt.NDArray[np.float16],
+    made_of: Sequence[str],
+    root: Root,
+) -> Part:
+    """Write N documents [id, json, why (optional)] and their vectors (N, D), zero where there is none, under the root.
+
+    Raises `StorageError` where the store fails.
     """
     with tempfile.TemporaryDirectory(prefix="index-") as made:
-        path = Path(made) / "part.mdb"
-        _write(path, profiles, width)
-        digest = _digest(path)
-        root.replace(path, *FILES.split("/"), f"{digest}.mdb")  # also where one is: it may be damaged
-        return Part(bucket, digest, path.stat().st_size, profiles.height, tuple(made_of))
+        paths = Path(made) / "part.mdb", Path(made) / "part.near"
+        shelf.write(documents, vectors, *paths)
+        data, near = (_kept(path, root) if path.exists() else None for path in paths)
+        assert data is not None
+        return Part(bucket, documents.height, data, near, tuple(made_of))
+
+
+def _kept(path: Path, root: Root) -> File:
+    file = File.of(path)
+    root.replace(path, *FILES.split("/"), file.name)  # also where one is: it may be damaged
+    return file
 
 
 def publish(root: Root, manifest: Manifest) -> None:
@@ -104,8 +123,8 @@ def publish(root: Root, manifest: Manifest) -> None:
 
 def whole(root: Root, parts: Iterable[Part]) -> list[Part]:
     """Those parts whose files are under the root with the bytes that they had."""
-    sizes = {Path(entry.path).stem: entry.size for entry in root.list(*FILES.split("/"))}
-    return [part for part in parts if sizes.get(part.file) == part.size]
+    sizes = {Path(entry.path).name: entry.size for entry in root.list(*FILES.split("/"))}
+    return [part for part in parts if all(sizes.get(file.name) == file.size for file in part.files)]
 
 
 def current(root: Root) -> Manifest | None:
@@ -126,9 +145,9 @@ def read(root: Root, version: int) -> Manifest:
 class Index:
     """A version that is opened: all its files are there, whole."""
 
-    def __init__(self, manifest: Manifest, files: Mapping[int, _File]) -> None:
+    def __init__(self, manifest: Manifest, shelves: dict[int | None, Shelf]) -> None:
         self.manifest = manifest
-        self._files = files
+        self._shelves = shelves
 
     @classmethod
     def open(cls, root: Root, manifest: Manifest, cache: Path) -> Index:
@@ -137,165 +156,44 @@ class Index:
         Raises `StorageError` where a file is missing or is not what the manifest says.
         """
         mine = cache / hashlib.sha256(root.address.encode()).hexdigest()[:16]
-        opened = cls(manifest, {part.bucket: _opened(_local(root, part, mine)) for part in manifest.parts})
+        shelves: dict[int | None, Shelf] = {}
+        for part in manifest.all_parts:
+            data, *near = (copies.local(root, FILES, file, mine) for file in part.files)
+            shelves[part.bucket] = Shelf(data, near[0] if near else None, manifest.width)
         if root.remote:
-            _tidy(mine, manifest)
-        return opened
+            copies.tidy(mine, {file.name for part in manifest.all_parts for file in part.files})
+        return cls(manifest, shelves)
 
     @property
     def version(self) -> int:
         """Of the profiles table."""
         return self.manifest.version
 
+    @property
+    def items(self) -> Shelf | None:
+        """The catalogue; None where the shop has none."""
+        return self._shelves.get(None)
+
     def get(self, bucket: int, user: str) -> bytes | None:
         """A profile's JSON, or None where there is no such user."""
-        value = self._value(bucket, PROFILE, user)
-        return None if value is None else value[: len(value) - self._tail]
+        found = self._shelves.get(bucket)
+        return None if found is None else found.get(user)
 
     def why(self, bucket: int, user: str) -> bytes | None:
         """The JSON of what a profile rests on, or None where there is no such user."""
-        return self._value(bucket, WHY, user)
+        found = self._shelves.get(bucket)
+        return None if found is None else found.why(user)
 
-    def vector(self, bucket: int, user: str) -> npt.NDArray[np.float16] | None:
+    def vector(self, bucket: int, user: str) -> npt.NDArray[np.float32] | None:
         """A profile's vector (D,), zero where it has none; None where there is no such user."""
-        value = self._value(bucket, PROFILE, user)
-        return None if value is None else np.frombuffer(value, _FLOAT16, offset=len(value) - self._tail)
+        found = self._shelves.get(bucket)
+        return None if found is None else found.vector(user)
 
-    def vectors(self) -> Iterator[tuple[list[str], npt.NDArray[np.float16]]]:
-        """Of each bucket the users that have a vector, in the order of their ids, and the vectors (N, D)."""
-        for file in self._files.values():
-            users, rows = [], []
-            for value in file.values(PROFILE):
-                row = np.frombuffer(value, _FLOAT16, offset=len(value) - self._tail)
-                if row.any():
-                    users.append(json.loads(value[: len(value) - self._tail])["user_id"])
-                    rows.append(row)
-            if rows:
-                yield users, np.stack(rows)
-
-    @property
-    def _tail(self) -> int:
-        return self.manifest.width * _FLOAT16.itemsize
-
-    def _value(self, bucket: int, kind: bytes, user: str) -> bytes | None:
-        file = self._files.get(bucket)
-        return None if file is None else file.get(kind + _key(user))
-
-
-class _File:
-    """An open LMDB file. LMDB forbids a process to open one twice, so versions that share a file share this."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            # Nobody writes: no locks. Read ahead would fetch neighbours of a profile that nobody asked for.
-            self._env = lmdb.open(
-                str(path), subdir=False, readonly=True, lock=False, readahead=False, max_spare_txns=64
-            )
-        except lmdb.Error as error:
-            raise StorageError(
-                f"{path} cannot be opened ({error}); delete it, and run `ray-profile index` where it is a root's own"
-            ) from error
-
-    def get(self, key: bytes) -> bytes | None:
-        with self._env.begin() as transaction:
-            value: bytes | None = transaction.get(key)
-            return value
-
-    def values(self, kind: bytes) -> Iterator[bytes]:
-        with self._env.begin() as transaction, transaction.cursor() as cursor:
-            cursor.set_range(kind)
-            for key, value in cursor:
-                if not key.startswith(kind):
-                    return
-                yield value
-
-
-_open_files: WeakValueDictionary[tuple[str, int], _File] = WeakValueDictionary()
-
-
-def _opened(path: Path) -> _File:
-    place = (str(path.resolve()), os.getpid())
-    file = _open_files.get(place)
-    if file is None:
-        file = _open_files[place] = _File(path)
-    return file
-
-
-def _write(path: Path, profiles: pl.DataFrame, width: int) -> None:
-    keyed = [_key(user) for user in profiles["user_id"]]
-    order = sorted(range(len(keyed)), key=keyed.__getitem__)
-    none = bytes(width * _FLOAT16.itemsize)
-    tails = [none if row is None else np.asarray(row, _FLOAT16).tobytes() for row in profiles["vector"]]
-    bodies, reasons = ([text.encode() for text in profiles[name]] for name in ("json", "why"))
-    values = {PROFILE: [body + tail for body, tail in zip(bodies, tails, strict=True)], WHY: reasons}
-    # Values of more than half a page lie on pages of their own; the file grows only to the pages that are used.
-    room = sum(len(value) + 2 * _PAGE for each in values.values() for value in each) + (16 << 20)
-    env = lmdb.open(str(path), subdir=False, map_size=2 * room, lock=False, sync=False)
-    with env, env.begin(write=True) as transaction:
-        for kind, at in itertools.product(values, order):
-            written = transaction.put(kind + keyed[at], values[kind][at], append=True, overwrite=False)
-            assert written, f"user {profiles['user_id'][at]!r} has two profiles"
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _key(user: str) -> bytes:
-    key = user.encode()
-    if 0 < len(key) < _LONGEST_KEY - 32:
-        return key
-    return b"\0" + hashlib.sha256(key).digest()
-
-
-def _local(root: Root, part: Part, cache: Path) -> Path:
-    """Where a part's file lies on this machine, whole."""
-    name = f"{part.file}.mdb"
-    if not root.remote:
-        path = Path(root.path(FILES, name))
-        if not path.is_file() or path.stat().st_size != part.size:
-            raise StorageError(f"{path} is missing or cut; run `ray-profile index` again")
-        return path
-    path = cache / name
-    cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache / f"{part.file}.lock"):
-        if not path.is_file() or path.stat().st_size != part.size:
-            _fetch(root, part, path)
-    return path
-
-
-def _tidy(cache: Path, manifest: Manifest) -> None:
-    """Delete copies that this version does not need: whoever has one open keeps it, and what is missed is fetched."""
-    needed = {part.file for part in manifest.parts}
-    for path in cache.iterdir():
-        old = path.stat().st_mtime < time.time() - GRACE.total_seconds()
-        if path.name.partition(".")[0] not in needed and (path.suffix == ".mdb" or old):
-            path.unlink(missing_ok=True)
-
-
-def _fetch(root: Root, part: Part, path: Path) -> None:
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}.draft")
-    try:
-        with asking(root.address, f"read {FILES}/{path.name}"):
-            root.fs.get_file(root.path(FILES, path.name), str(draft))
-        if _digest(draft) != part.file:
-            raise StorageError(f"{root.uri(FILES, path.name)} is not what it was; run `ray-profile index --rebuild`")
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process of a machine at a time."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def nearest_users(self, vector: npt.NDArray[np.float32], count: int) -> list[tuple[str, float]]:
+        """At most `count` users and their similarities to a vector (D,), the nearest first: see `Shelf.nearest`."""
+        shelves = (found for bucket, found in self._shelves.items() if bucket is not None)
+        found = [each for one in shelves for each in one.nearest(vector, count)]
+        return sorted(found, key=lambda each: (-each[1], each[0]))[:count]
 
 
 def _name(version: int) -> str:
@@ -313,10 +211,10 @@ def _clean(root: Root) -> None:
     needed: set[str] = set()
     for version in versions[-KEPT:]:
         with suppress(RootError):  # a broken one names nothing; its files are kept for as long as a live run's
-            needed |= {part.file for part in read(root, version).parts}
+            needed |= {file.name for part in read(root, version).all_parts for file in part.files}
     before = datetime.now(UTC) - GRACE
     root.delete(
         entry.path
         for entry in root.list(*FILES.split("/"))
-        if Path(entry.path).name.partition(".")[0] not in needed and entry.modified < before
+        if Path(entry.path).name not in needed and entry.modified < before
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,9 +14,13 @@ from ray_profile.errors import RootError
 from ray_profile.pipelines.build import build
 from ray_profile.pipelines.index import index
 from ray_profile.pipelines.run import listed
+from ray_profile.pipelines.tables import frame_of, items_table
 from ray_profile.sources.simulate import Shop
 from ray_profile.store.index import Index, current
 from ray_profile.store.root import Root
+from ray_profile.store.tables import read_files
+
+PARTS = 5  # four buckets and the catalogue
 
 
 @pytest.fixture
@@ -35,9 +40,9 @@ def opened(config: Config) -> Index:
 def test_the_second_time_nothing_is_written(config: Config) -> None:
     first, second = index(config, local=True), index(config, local=True)
     assert first.profiles == 30
-    assert (first.written, first.kept) == (4, 0)
-    assert (second.version, second.written, second.kept) == (first.version, 0, 4)
-    assert index(config, local=True, rebuild=True).written == 4
+    assert (first.written, first.kept) == (PARTS, 0)
+    assert (second.version, second.written, second.kept) == (first.version, 0, PARTS)
+    assert index(config, local=True, rebuild=True).written == PARTS
 
 
 def test_a_root_without_an_index_gets_none_by_itself_and_one_with_gets_each_new_one(config: Config) -> None:
@@ -73,9 +78,39 @@ def test_what_is_damaged_is_written_again(config: Config, damage: str) -> None:
     else:
         manifest.write_text('{"version": 1}')
     done = index(config, local=True)
-    assert done.written == (4 if damage == "manifest" else 1)
+    assert done.written == (PARTS if damage == "manifest" else 1)
     assert {path.name: path.read_bytes() for path in Path(config.root, "index", "files").iterdir()} == whole
     assert opened(config).manifest.profiles == 30
+
+
+def test_an_index_of_another_format_is_made_anew(config: Config) -> None:
+    index(config, local=True)
+    (manifest,) = Path(config.root, "index").glob("*.json")
+    manifest.write_text(manifest.read_text().replace('"format":2', '"format":1').replace('"format": 2', '"format": 1'))
+    assert "1" in manifest.read_text().partition('"format"')[2][:4]
+    assert index(config, local=True).written == PARTS
+
+
+def test_the_index_holds_the_catalogue_and_a_build_that_leaves_it_alone_keeps_its_files(config: Config) -> None:
+    index(config, local=True)
+    first = opened(config)
+    assert first.items is not None
+    root = Root.existing(config.root)
+    table = items_table(root)
+    handle = table.open()
+    assert handle is not None
+    catalogue = frame_of(read_files(table, handle.files())).sort("item_id")
+    for item in catalogue.iter_rows(named=True):
+        told = json.loads(first.items.get(item["item_id"]) or b"")
+        assert {name: told[name] for name in ("title", "categories", "brand")} == {
+            name: item[name] for name in ("title", "categories", "brand")
+        }
+        vector = first.items.vector(item["item_id"])
+        assert vector is not None
+        assert vector.astype("<f2").tobytes() == (item["vector"] or bytes(2 * first.manifest.width))
+    build(config, local=True, refresh=True, clock=tiny.CLOCK)
+    assert opened(config).manifest.items == first.manifest.items
+    assert opened(config).version > first.version
 
 
 def test_an_index_and_the_endpoint_s_own_files_are_no_sources(config: Config, tmp_path: Path) -> None:

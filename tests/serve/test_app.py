@@ -87,7 +87,14 @@ def test_many_at_once_keep_their_order_and_name_the_missing(server: Any, user: s
         assert (status, headers["content-type"]) == (422, "application/problem+json"), bad
 
 
-ROUTES = ["/v1/profiles/{}", "/v1/profiles/{}/why?tag=tea", "/v1/profiles/{}/why?attribute=brands"]
+ROUTES = [
+    "/v1/profiles/{}",
+    "/v1/profiles/{}/why?tag=tea",
+    "/v1/profiles/{}/why?attribute=brands",
+    "/v1/users/{}/similar",
+    "/v1/users/{}/items",
+    "/v1/items/{}/similar",
+]
 
 
 @pytest.mark.parametrize("route", [*ROUTES, "batch"])

@@ -17,6 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 SECONDS = 20
+NEARBY = (("items", "items"), ("similar", "users"))
 AXE = Path(axe_core_python.__file__).with_name("axe.min.js")
 
 
@@ -75,6 +76,11 @@ def test_a_profile_is_found_and_explained(page: webdriver.Chrome, server: Any, u
     evidence = server.get(f"/v1/profiles/{user}/why?tag={tag['tag']}")["evidence"][0]
     assert evidence["id"] in quote
     assert (evidence["snippet"] or "") in quote
+    (near, *_), (other, *_) = (server.get(f"/v1/users/{user}/{what}")[what2] for what, what2 in NEARBY)
+    waiting(page, lambda: near["title"] in page.find_element(By.ID, "profile").text)
+    waiting(page, lambda: other["user_id"][:12] in page.find_element(By.ID, "profile").text)
+    assert f"like {near['because']['like']['title']}" in page.find_element(By.ID, "profile").text
+    assert len(page.find_elements(By.CSS_SELECTOR, ".stacked li")) == len(profile["feelings"])
     requests = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     urls = {each["params"]["request"]["url"] for each in requests if each["method"] == "Network.requestWillBeSent"}
     outside = {url for url in urls if not url.startswith((f"http://127.0.0.1:{server.port}/", "data:"))}
