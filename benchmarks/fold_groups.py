@@ -13,6 +13,8 @@ import polars as pl
 import ray
 from fold_peers import DAY_US, HALF_LIFE_DAYS, SESSION_GAP_MINUTES, known_items
 
+from ray_profile.profile.behaviour import BOUGHT
+from ray_profile.profile.fuse_behaviour import MAX_BOUGHT
 from ray_profile.schema import KIND_WEIGHT
 
 AS_OF_US = int(fold_events.AS_OF.timestamp()) * 1_000_000
@@ -66,6 +68,7 @@ def _features(rows: dict[str, np.ndarray], known: Any) -> dict[str, list[Any]]:
         "places": _counted(rows["place"], ts),
         "devices": _counted(rows["device"], ts),
         "last_items": [{name: rows[name][at] for name in ("ts", "item_id", "kind", "price", "id")} for at in latest],
+        "bought": _bought(rows["item_id"], kind, ts),
     }
     return {name: [value] for name, value in feature.items()}
 
@@ -82,6 +85,16 @@ def _counted(values: np.ndarray, ts: np.ndarray) -> list[dict[str, Any]]:
         latest[value] = max(latest.get(value, at), at)
     counts = sorted(Counter(values).items(), key=lambda pair: (-pair[1], pair[0]))
     return [{"name": name, "share": n / len(values), "n": n, "last": latest[name]} for name, n in counts]
+
+
+def _bought(items: np.ndarray, kind: np.ndarray, ts: np.ndarray) -> list[dict[str, Any]]:
+    counts, latest = Counter[str](), dict[str, int]()
+    for item, each, at in zip(items, kind, ts, strict=True):
+        if item is not None:
+            counts[item] += each in BOUGHT
+            latest[item] = max(latest.get(item, at), at)
+    owned = sorted((item for item, n in counts.items() if n), key=lambda item: (-latest[item], item))
+    return [{"item_id": item, "n": counts[item], "last": latest[item]} for item in owned[:MAX_BOUGHT]]
 
 
 def _liked(

@@ -13,6 +13,8 @@ import fold_events
 import polars as pl
 import pyarrow as pa
 
+from ray_profile.profile.behaviour import BOUGHT
+from ray_profile.profile.fuse_behaviour import MAX_BOUGHT
 from ray_profile.schema import KIND_WEIGHT
 
 HALF_LIFE_DAYS = 90.0
@@ -22,7 +24,7 @@ DAY_US = 86_400_000_000
 FEATURES = (
     "rows", "first_ts", "last_ts", "recency_days", "kinds", "frequency", "monetary", "returns", "basket_size",
     "sessions", "session_minutes", "hours", "weekdays", "categories", "brands", "price_bands", "price_rank", "places",
-    "devices", "last_items",
+    "devices", "last_items", "bought",
 )  # fmt: skip
 ACT = ("id", "ts", "item_id", "kind")  # what is told of an event that speaks for something
 
@@ -63,6 +65,7 @@ def polars_features(events: pl.DataFrame, items: pl.DataFrame, engine: str = "au
         .sort(["u", "ts", "id"], descending=[False, True, False])
         .group_by("u", maintain_order=True)
         .agg(pl.struct("ts", "item_id", "kind", "price", "id").head(100).alias("last_items")),
+        _bought(frame),
     ]
     out = users
     for part in pl.collect_all(queries, engine=engine):
@@ -103,6 +106,18 @@ def _totals(frame: pl.LazyFrame) -> pl.LazyFrame:
             pl.when(pl.col("frequency") > 0).then(pl.col("pieces") / pl.col("frequency")).alias("basket_size")
         )
         .drop("pieces")
+    )
+
+
+def _bought(frame: pl.LazyFrame) -> pl.LazyFrame:
+    return (
+        frame.filter(pl.col("item_id").is_not_null())
+        .group_by("u", "item_id")
+        .agg(pl.col("kind").is_in(BOUGHT).sum().cast(pl.Int64).alias("n"), pl.col("ts").max().alias("last"))
+        .filter(pl.col("n") > 0)
+        .sort(["u", "last", "item_id"], descending=[False, True, False])
+        .group_by("u", maintain_order=True)
+        .agg(pl.struct("item_id", "n", "last").head(MAX_BOUGHT).alias("bought"))
     )
 
 
@@ -254,6 +269,11 @@ latest AS (
     SELECT u, list({{'ts': ts, 'item_id': item_id, 'kind': kind, 'price': price, 'id': id}} ORDER BY ts DESC, id)[:100]
         AS last_items
     FROM e WHERE item_id IS NOT NULL GROUP BY u
+),
+owned AS (
+    SELECT u, list({{'item_id': item_id, 'n': n, 'last': last}} ORDER BY last DESC, item_id)[:{most}] AS bought
+    FROM (SELECT u, item_id, count(*) FILTER (kind IN {bought}) AS n, max(ts) AS last FROM e
+        WHERE item_id IS NOT NULL GROUP BY u, item_id HAVING n > 0) GROUP BY u
 )
 SELECT {features} FROM users JOIN totals USING (u) {others}
 """
@@ -292,12 +312,15 @@ def duckdb_features(events: pl.DataFrame, items: pl.DataFrame) -> pa.Table:
         "places_of",
         "devices_of",
         "latest",
+        "owned",
     )
     query = _DUCKDB.format(
         day=float(DAY_US),
         half_life=HALF_LIFE_DAYS,
         gap=SESSION_GAP_MINUTES * 60_000_000,
         as_of=fold_events.AS_OF.isoformat(),
+        bought=BOUGHT,
+        most=MAX_BOUGHT,
         weights=" ".join(f"WHEN '{kind}' THEN {weight}" for kind, weight in KIND_WEIGHT.items()),
         hours=", ".join(f"count(*) FILTER (hour = {hour})::DOUBLE" for hour in range(24)),
         weekdays=", ".join(f"count(*) FILTER (weekday = {day})::DOUBLE" for day in range(7)),
