@@ -25,6 +25,7 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from ray_profile.config import Config, Serve, load
+from ray_profile.encode.taxonomy import Taxonomy
 from ray_profile.encode.text import TextEncoder
 from ray_profile.errors import ConfigError, RootError
 from ray_profile.pipelines import probe
@@ -137,7 +138,15 @@ def service_of(config: Config, root: Root) -> Service:
     key = key_of(config, root)
     issuers = () if config.serve.tokens is None else (TokenFile(Path(config.serve.tokens)),)
     opened = Index.open(root, _indexed(root), Path(config.serve.cache))
-    return Service(opened, key, Audit(Path(config.serve.audit)), Segments(partial(scanned, root)), issuers)
+    tags = () if config.taxonomy.path is None else Taxonomy.load(config.taxonomy.path).tags
+    return Service(
+        opened,
+        key,
+        Audit(Path(config.serve.audit)),
+        Segments(partial(scanned, root)),
+        issuers,
+        tags={tag.id: tag.name for tag in tags},
+    )
 
 
 def scanned(root: Root) -> tuple[int, pl.LazyFrame]:

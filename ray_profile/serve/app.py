@@ -177,6 +177,12 @@ def _profiles(app: FastAPI, service: Service) -> None:
         body = found if fields_wanted is None else fields(found, fields_wanted)
         return Response(body, media_type=JSON, headers={"ETag": tag})
 
+    @app.get("/v1/tags", responses=contract.TAGS)
+    async def tags(caller: Asker) -> dict[str, Any]:
+        """What a person reads for the tags of the shop's taxonomy; a tag that is not among them is named by its id."""
+        service.admit(caller, "profiles:read")
+        return {"names": dict(service.tags)}
+
     @app.post("/v1/profiles:batch", responses=contract.BATCH, response_class=Response)
     async def batch(caller: Asker, wanted: Users) -> Response:
         """Profiles of up to 1,000 users in the order asked for, null where there is none; `missing` names those."""

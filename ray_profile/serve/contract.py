@@ -72,6 +72,15 @@ PROFILE = {
     **_answers("The profile.", {**PROFILE_SCHEMA, "required": ["user_id", "as_of"]}),
     304: {"description": "The version that If-None-Match names is the newest."},
 }
+TAGS = _answers(
+    "The names by the tags' ids.",
+    {
+        "type": "object",
+        "properties": {"names": {"type": "object", "additionalProperties": {"type": "string"}}},
+        "required": ["names"],
+    },
+    {"names": {"tea": "Tea / 茶"}},
+)
 BATCH = _answers(
     "The profiles.",
     {

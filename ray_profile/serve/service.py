@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from time import time
@@ -43,6 +43,7 @@ class Service:
     segments: Segments
     issuers: Sequence[Issuer] = ()  # none: anybody may ask, which is for the loopback interface alone
     embed: Embed | None = None  # what the encoder makes of texts; None: this endpoint has no encoder
+    tags: Mapping[str, str] = field(default_factory=dict)  # id -> what a person reads; absent: the id says it
     compute: Compute | None = None  # rows of a person -> their profile; None as above
     rates: Rates = field(default_factory=Rates)
     gate: Gate = field(default_factory=lambda: Gate(MAX_EMBEDDING))

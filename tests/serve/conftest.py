@@ -16,6 +16,7 @@ import pytest
 import tiny
 import uvicorn
 
+from ray_profile.encode.taxonomy import Taxonomy
 from ray_profile.encode.text import TextEncoder
 from ray_profile.pipelines.build import build
 from ray_profile.pipelines.index import index
@@ -95,6 +96,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, shop: Shop) -> Iterator[Ser
         Segments(lambda: scanned(root)),
         (access.TokenFile(tokens),),
         embed,
+        tags={tag.id: tag.name for tag in Taxonomy.load(config.taxonomy.path).tags},
     )
     server = uvicorn.Server(uvicorn.Config(create(service), port=0, log_level="error", lifespan="off"))
     started = threading.Event()

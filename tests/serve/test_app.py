@@ -94,6 +94,7 @@ ROUTES = [
     "/v1/users/{}/similar",
     "/v1/users/{}/items",
     "/v1/items/{}/similar",
+    "/v1/tags?{}",
 ]
 
 

@@ -70,7 +70,7 @@ def test_a_profile_is_found_and_explained(page: webdriver.Chrome, server: Any, u
     body = page.find_element(By.ID, "profile").text
     tag = profile["tags"][0]
     assert f"{tag['support']} of {tag['of']} rows" in body
-    assert tag["tag"] in body
+    assert server.get("/v1/tags")["names"][tag["tag"]] in body, "people read names, not ids"
     page.find_element(By.CSS_SELECTOR, "details.row summary").send_keys(Keys.ENTER)
     quote = waiting(page, lambda: page.find_elements(By.CSS_SELECTOR, "details.row[open] blockquote"))[0].text
     evidence = server.get(f"/v1/profiles/{user}/why?tag={tag['tag']}")["evidence"][0]
