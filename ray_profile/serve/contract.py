@@ -11,6 +11,10 @@ from ray_profile.profile.document import EVIDENCE, FIELDS, ITEM_FIELDS
 from ray_profile.profile.fuse import PROFILE_DTYPES
 from ray_profile.profile.items import ITEM_DTYPES
 from ray_profile.serve.problems import MEDIA_TYPE
+from ray_profile.serve.service import MAX_ID_CHARS
+
+#: What an id of a user may be: anything without NUL.
+ID: dict[str, Any] = {"type": "string", "maxLength": MAX_ID_CHARS, "pattern": r"^[^\u0000]*$"}
 
 
 def schema_of(dtype: pl.DataType) -> dict[str, Any]:
@@ -52,7 +56,19 @@ def _problem(what: str) -> dict[str, Any]:
     return {"description": what, "content": {MEDIA_TYPE: {"schema": _PROBLEM_SCHEMA}}}
 
 
-def _answers(what: str, schema: Mapping[str, Any], example: Any = None) -> dict[int | str, dict[str, Any]]:
+Responses = dict[int | str, dict[str, Any]]
+
+#: What a route that reads a body may say of it.
+_BODY: Responses = {
+    400: _problem("The body is no JSON, or says something twice."),
+    415: _problem("The body is declared as something else than JSON."),
+}
+_NO_ENCODER: Responses = {501: _problem("This endpoint has no encoder.")}
+_QUESTION: Responses = {408: _problem("The question takes too long; narrow it down.")}
+_NOBODY: Responses = {404: _problem("There is no such profile, or no such entry in it.")}
+
+
+def _answers(what: str, schema: Mapping[str, Any], example: Any = None) -> Responses:
     """An answer of 200, and the refusals that every route has."""
     content: dict[str, Any] = {"schema": dict(schema)}
     if example is not None:
@@ -61,15 +77,16 @@ def _answers(what: str, schema: Mapping[str, Any], example: Any = None) -> dict[
         200: {"description": what, "content": {"application/json": content}},
         401: _problem("No token, or none that is valid."),
         403: _problem("The token lacks the scope."),
-        404: _problem("There is no such profile, or no such entry in it."),
-        413: _problem("The body is too long."),
+        413: _problem("The body, or what was asked for, is too long."),
         422: _problem("A parameter or the body is not what the route takes."),
         429: _problem("Too many requests; Retry-After says when to come again."),
+        503: _problem("No answer in time, or the profiles cannot be read now; ask again."),
     }
 
 
 PROFILE = {
     **_answers("The profile.", {**PROFILE_SCHEMA, "required": ["user_id", "as_of"]}),
+    **_NOBODY,
     304: {"description": "The version that If-None-Match names is the newest."},
 }
 TAGS = _answers(
@@ -81,7 +98,7 @@ TAGS = _answers(
     },
     {"names": {"tea": "Tea / 茶"}},
 )
-BATCH = _answers(
+BATCH = _BODY | _answers(
     "The profiles.",
     {
         "type": "object",
@@ -93,7 +110,7 @@ BATCH = _answers(
         "required": ["version", "missing", "profiles"],
     },
 )
-WHY = _answers(
+WHY = _NOBODY | _answers(
     "The evidence.",
     {"type": "object", "properties": {"version": {"type": "integer"}, "attribute": {"type": "string"}}},
     {
@@ -128,7 +145,7 @@ def _near(name: str, schema: Mapping[str, Any], further: Mapping[str, Any] | Non
 
 
 _NAMES = {"type": "array", "items": {"type": "string"}}
-SIMILAR = _answers(
+SIMILAR = _NOBODY | _answers(
     "The users, the nearest first.",
     _near(
         "users",
@@ -140,7 +157,7 @@ SIMILAR = _answers(
     ),
     {"version": 12, "users": [{"user_id": "5be1…", "similarity": 0.93, "tags": ["green tea", "teapots"]}]},
 )
-ITEMS_LIKE = _answers("The items, the nearest first.", _near("items", _NEAR_ITEM, {"item": _ITEM_SCHEMA}))
+ITEMS_LIKE = _NOBODY | _answers("The items, the nearest first.", _near("items", _NEAR_ITEM, {"item": _ITEM_SCHEMA}))
 _BECAUSE = {
     "type": "object",
     "properties": {
@@ -152,54 +169,76 @@ _BECAUSE = {
     },
     "required": ["tags", "like"],
 }
-ITEMS_FOR = _answers(
+ITEMS_FOR = _NOBODY | _answers(
     "The items, the nearest first.",
     _near("items", {**_NEAR_ITEM, "properties": {**_NEAR_ITEM["properties"], "because": _BECAUSE}}),  # type: ignore[dict-item]
 )
-EMBED = _answers(
-    "What the encoder makes of each text, in order; null for a text with nothing to read.",
-    {
-        "type": "object",
-        "properties": {
-            "texts": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "properties": {
-                        "vector": {"type": ["array", "null"], "items": {"type": "number"}},
-                        "sentiment": {"type": ["object", "null"]},
-                        "tags": {"type": ["array", "null"], "items": {"type": "object"}},
+EMBED = (
+    _BODY
+    | _NO_ENCODER
+    | _answers(
+        "What the encoder makes of each text, in order; null for a text with nothing to read.",
+        {
+            "type": "object",
+            "properties": {
+                "texts": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {
+                            "vector": {"type": ["array", "null"], "items": {"type": "number"}},
+                            "sentiment": {"type": ["object", "null"]},
+                            "tags": {"type": ["array", "null"], "items": {"type": "object"}},
+                        },
                     },
-                },
-            }
+                }
+            },
+            "required": ["texts"],
         },
-        "required": ["texts"],
-    },
+    )
 )
-COMPUTE = _answers(
-    "The profile, and what it rests on.",
-    {
-        "type": "object",
-        "properties": {"profile": PROFILE_SCHEMA, "why": {"type": "object"}},
-        "required": ["profile", "why"],
-    },
-)
-COUNT = _answers(
-    "How many users match, and the pseudonyms of some.",
-    {
-        "type": "object",
-        "properties": {
-            "version": {"type": "integer"},
-            "count": {"type": "integer"},
-            "sample": {"type": "array", "items": {"type": "string"}},
+COMPUTE = (
+    _BODY
+    | _NO_ENCODER
+    | _answers(
+        "The profile, and what it rests on.",
+        {
+            "type": "object",
+            "properties": {"profile": PROFILE_SCHEMA, "why": {"type": "object"}},
+            "required": ["profile", "why"],
         },
-        "required": ["version", "count", "sample"],
-    },
+    )
 )
-EXPORT: dict[int | str, dict[str, Any]] = {
+COUNT = (
+    _BODY
+    | _QUESTION
+    | _answers(
+        "How many users match, and the pseudonyms of some.",
+        {
+            "type": "object",
+            "properties": {
+                "version": {"type": "integer"},
+                "count": {"type": "integer"},
+                "sample": {"type": "array", "items": {"type": "string"}},
+            },
+            "required": ["version", "count", "sample"],
+        },
+    )
+)
+EXPORT: Responses = {
+    **_BODY,
+    **_QUESTION,
     **_answers("The users.", {}),
     200: {
         "description": "The users.",
         "content": {"text/csv": {"schema": {"type": "string"}}, "application/vnd.apache.parquet": {}},
     },
 }
+ME = _answers(
+    "Whose token this is.",
+    {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "scopes": {"type": "array", "items": {"type": "string"}}},
+        "required": ["name", "scopes"],
+    },
+)

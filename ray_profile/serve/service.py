@@ -43,8 +43,8 @@ class Service:
     segments: Segments
     issuers: Sequence[Issuer] = ()  # none: anybody may ask, which is for the loopback interface alone
     embed: Embed | None = None  # what the encoder makes of texts; None: this endpoint has no encoder
-    tags: Mapping[str, str] = field(default_factory=dict)  # id -> what a person reads; absent: the id says it
     compute: Compute | None = None  # rows of a person -> their profile; None as above
+    tags: Mapping[str, str] = field(default_factory=dict)  # id -> what a person reads; absent: the id says it
     rates: Rates = field(default_factory=Rates)
     gate: Gate = field(default_factory=lambda: Gate(MAX_EMBEDDING))
     gate_of_nearby: Gate = field(default_factory=lambda: Gate(MAX_NEARBY))

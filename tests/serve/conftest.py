@@ -19,6 +19,7 @@ import uvicorn
 from ray_profile.encode.taxonomy import Taxonomy
 from ray_profile.encode.text import TextEncoder
 from ray_profile.pipelines.build import build
+from ray_profile.pipelines.computing import Computing
 from ray_profile.pipelines.index import index
 from ray_profile.pipelines.run import Run
 from ray_profile.pipelines.serve import scanned
@@ -89,6 +90,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, shop: Shop) -> Iterator[Ser
     async def embed(texts: list[str]) -> list[dict[str, Any]]:
         return embedder(texts)
 
+    computing = Computing(run, encoder, make_tagger(run, encoder), None)
+
+    async def compute(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return computing(rows, tiny.CLOCK)
+
     service = Service(
         Index.open(root, manifest, folder),
         config.privacy.key(),
@@ -96,6 +102,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, shop: Shop) -> Iterator[Ser
         Segments(lambda: scanned(root)),
         (access.TokenFile(tokens),),
         embed,
+        compute,
         tags={tag.id: tag.name for tag in Taxonomy.load(config.taxonomy.path).tags},
     )
     server = uvicorn.Server(uvicorn.Config(create(service), port=0, log_level="error", lifespan="off"))
