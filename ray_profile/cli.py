@@ -223,7 +223,7 @@ def index(
         _print_json(done.to_json())
         return
     typer.echo(
-        f"index of version {done.version}: {done.profiles:,} profiles; {done.written} buckets written, {done.kept} kept"
+        f"index of version {done.version}: {done.profiles:,} profiles; {done.written} parts written, {done.kept} kept"
     )
 
 
