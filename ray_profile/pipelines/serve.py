@@ -8,7 +8,6 @@ began with.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import socket
@@ -35,13 +34,15 @@ from ray_profile.pipelines.lookup import key_of
 from ray_profile.pipelines.run import Run
 from ray_profile.pipelines.tables import profiles_table
 from ray_profile.pipelines.wave import make_tagger
-from ray_profile.serve.access import TokenFile
+from ray_profile.serve.access import Issuer, TokenFile
 from ray_profile.serve.app import Application, create
 from ray_profile.serve.audit import Audit
 from ray_profile.serve.embedding import Embedder
+from ray_profile.serve.outside import Outside
 from ray_profile.serve.problems import Problem
 from ray_profile.serve.segments import Segments
 from ray_profile.serve.service import MAX_EMBEDDING, Compute, Service
+from ray_profile.serve_config import is_loopback
 from ray_profile.store.index import Index, Manifest, current
 from ray_profile.store.root import Root
 from ray_profile.store.scan import scan_files
@@ -109,7 +110,10 @@ class Profiles:
         self._service = service_of(config, self._root)
         if encoder is not None:
             self._service.embed, self._service.compute = encoder.embed.remote, _raising(encoder.compute.remote)
-        self._following = asyncio.create_task(self._follow())
+        self._following = [asyncio.create_task(self._follow())]
+        for issuer in self._service.issuers:
+            if isinstance(issuer, Outside):
+                self._following.append(asyncio.create_task(issuer.keys.follow()))
 
     def __serve_build_asgi_app__(self) -> Application:
         return create(self._service)
@@ -135,9 +139,19 @@ class Profiles:
 def service_of(config: Config, root: Root) -> Service:
     """What a replica answers from. Raises `RootError` where nothing was indexed or the pseudonym key is another one."""
     key = key_of(config, root)
-    issuers = () if config.serve.tokens is None else (TokenFile(Path(config.serve.tokens)),)
     opened = Index.open(root, _indexed(root), Path(config.serve.cache))
-    return Service(opened, key, Audit(Path(config.serve.audit)), Segments(partial(scanned, root)), issuers)
+    audit, segments = Audit(Path(config.serve.audit)), Segments(partial(scanned, root))
+    return Service(opened, key, audit, segments, issuers_of(config.serve))
+
+
+def issuers_of(settings: Serve) -> list[Issuer]:
+    """Who knows the tokens of callers; nobody where none are wanted. Raises `ConfigError` for files that are not so."""
+    found: list[Issuer] = []
+    if settings.tokens is not None:
+        found.append(TokenFile(Path(settings.tokens)))
+    if settings.jwt is not None:
+        found.append(Outside.of(settings.jwt))
+    return found
 
 
 def scanned(root: Root) -> tuple[int, pl.LazyFrame]:
@@ -154,10 +168,10 @@ def app(arguments: Arguments) -> serve.Application:
     Raises `ConfigError` where it has no tokens: Serve listens on all interfaces, unless it is told otherwise.
     """
     config = load(arguments.config, arguments.overrides)
-    if config.serve.tokens is None:
+    if not config.serve.asks_who:
         raise ConfigError(
             f"{arguments.config} sets no serve.tokens, and on a cluster the endpoint would answer anybody; make a "
-            "token with `ray-profile token new`"
+            "token with `ray-profile token new`, or name the issuer of yours under [serve.jwt]"
         )
     return bound(config)
 
@@ -192,18 +206,17 @@ def start(config: Config) -> str:
     Raises `ConfigError` where it would be open to others without tokens, or the port is taken.
     """
     settings = config.serve
-    if settings.tokens is None and not _is_own():
+    if not settings.asks_who and not _is_own():
         raise ConfigError(
             "serve.tokens is not set, and the endpoint of the cluster that RAY_ADDRESS names would answer anybody; "
             "make a token with `ray-profile token new`, or unset RAY_ADDRESS to serve this machine alone"
         )
-    if settings.tokens is None and not _is_loopback(settings.host):
+    if not settings.asks_who and not is_loopback(settings.host):
         raise ConfigError(
             f"serve.host = {settings.host!r} would answer anybody, for serve.tokens is not set; make a token with "
             "`ray-profile token new`, or leave serve.host at 127.0.0.1"
         )
-    if settings.tokens is not None:
-        TokenFile(Path(settings.tokens))
+    issuers_of(settings)  # before anything starts
     _insist_on_port(settings.host, settings.port)
     index(config, local=True)
     connected(config.build.cpus)
@@ -256,13 +269,6 @@ def _indexed(root: Root) -> Manifest:
     if manifest is None:
         raise RootError(f"{root.address} has no serving index; `ray-profile index` makes it")
     return manifest
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _insist_on_port(host: str, port: int) -> None:

@@ -296,7 +296,7 @@ def _guarded(app: FastAPI, service: Service) -> Application:
         try:
             headers = dict(scope["headers"])
             if scope["path"].startswith("/v1/") and scope["path"] != OPENAPI:
-                scope[_CALLER] = service.known(headers.get(b"authorization", b"").decode("latin-1"))
+                scope[_CALLER] = await service.asker(headers.get(b"authorization", b"").decode("latin-1"))
             declared = headers.get(b"content-length", b"0")
             if declared.isdigit() and int(declared) > MAX_BODY:
                 raise _TOO_LONG

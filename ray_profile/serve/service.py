@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from ray_profile.profile.document import FIELDS
-from ray_profile.serve.access import ANYBODY, Caller, Issuer, authenticated
+from ray_profile.serve.access import ANYBODY, Caller, Issuer, authenticated, learnt
 from ray_profile.serve.audit import Audit
 from ray_profile.serve.limits import Gate, Rates
 from ray_profile.serve.problems import Problem, insist_on_text, quoted
@@ -48,6 +48,15 @@ class Service:
     def known(self, authorization: str | None) -> Caller:
         """Who asks. Raises `Problem` 401."""
         return authenticated(self.issuers, authorization, self.clock()) if self.issuers else ANYBODY
+
+    async def asker(self, authorization: str | None) -> Caller:
+        """`known`, which looks again for whom it does not know where an issuer has new keys. Raises `Problem` 401."""
+        try:
+            return self.known(authorization)
+        except Problem:
+            if not await learnt(self.issuers, authorization):
+                raise
+        return self.known(authorization)
 
     def admit(self, caller: Caller, scope: str, cost: float = 1.0) -> None:
         """Raise `Problem` 403 where somebody may not ask for this, 429 where they ask too often."""

@@ -137,13 +137,24 @@ _TRAIN = """
 # search = { learning_rate = [5e-06, 0.0001] }
 """
 
+_JWT = """
+# Tokens of an outside issuer, beside or instead of our own.
+# [serve.jwt]
+# its public keys: a file, or an https:// address
+# jwks = "https://id.example.com/.well-known/jwks.json"
+# issuer = "https://id.example.com/"
+# audience = "profiles"
+# its word for what a token may -> our scopes
+# scopes = { "profile-reader" = ["profiles:read", "why:read"] }
+"""
+
 
 def starter() -> str:
     """The commented file, valid as it stands: the minimal example, and every other key as a comment."""
     parts = [_HEAD, *_keys("sources.NAME", Source), _MAP]
     for name, (model, meaning) in _SECTIONS.items():
         parts += [f"\n# {meaning}\n# [{name}]\n", *_keys(name, model)]
-    return "".join([*parts, _TRAIN])
+    return "".join([*parts, _JWT, _TRAIN])
 
 
 def toml(value: object) -> str:

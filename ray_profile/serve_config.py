@@ -1,0 +1,43 @@
+"""Parts of `[serve]` that have keys of their own."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from ray_profile.frozen import Frozen
+
+
+class Jwt(Frozen):
+    """`[serve.jwt]`: tokens that an outside issuer signs."""
+
+    jwks: str  # its public keys: a file, or an https:// address
+    issuer: str = Field(min_length=1)  # what `iss` must be, letter for letter
+    audience: str = Field(min_length=1)  # what `aud` must be or hold
+    scope_claim: str = "scope"  # words with spaces between, or a list; "realm_access.roles" looks inside a claim
+    name_claim: str = "sub"  # who asks, as the audit log says it
+    scopes: dict[str, str | list[str]] = Field(default_factory=dict)  # the issuer's word -> ours; absent: ours
+    rate: float | None = Field(default=None, gt=0)  # requests a second of one subject at one replica
+    leeway_seconds: float = Field(default=30.0, ge=0, le=300)  # that clocks may differ
+    refresh_seconds: float = Field(default=300.0, ge=10)  # between looks for the issuer's newest keys
+    keep_seconds: float = Field(default=3600.0, gt=0)  # that keys are good for while no newer ones can be read
+
+    @field_validator("jwks")
+    @classmethod
+    def _is_a_file_or_cannot_be_overheard(cls, value: str) -> str:
+        scheme, separator, _ = value.partition("://")
+        if not separator or scheme == "https":
+            return value
+        if scheme == "http" and is_loopback(urlsplit(value).hostname or ""):
+            return value
+        raise ValueError("keys are read from a file or over https://; http:// is for this machine's own addresses")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host, by its name or address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
