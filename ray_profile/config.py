@@ -192,6 +192,8 @@ class Serve(Frozen):
     port: int = Field(default=8000, ge=1, le=65535)
     tokens: str | None = None  # a file that `ray-profile token new` makes
     jwt: Jwt | None = None  # tokens of an outside issuer; with neither, anybody on this machine may ask
+    tls_certificate: str | None = None  # PEM, with those between it and its authority; absent: no TLS
+    tls_key: str | None = None  # its private key, in PEM
     audit: str = "audit.jsonl"  # who looked at whom, appended
     cache: str = "~/.cache/ray_profile/index"  # where copies of an index on S3 lie
     replicas: int = Field(default=1, ge=1)  # of the look-ups
@@ -278,6 +280,8 @@ def _anchored(config: Config, folder: Path) -> Config:
                 update={
                     "tokens": maybe(config.serve.tokens),
                     "jwt": None if jwt is None else jwt.model_copy(update={"jwks": at(jwt.jwks)}),
+                    "tls_certificate": maybe(config.serve.tls_certificate),
+                    "tls_key": maybe(config.serve.tls_key),
                     "audit": at(config.serve.audit),
                     "cache": at(config.serve.cache),
                 }

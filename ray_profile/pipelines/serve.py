@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,8 @@ import polars as pl
 import ray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
+from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
 from ray_profile.config import Config, Serve, load
@@ -34,6 +36,7 @@ from ray_profile.pipelines.lookup import key_of
 from ray_profile.pipelines.run import Run
 from ray_profile.pipelines.tables import profiles_table
 from ray_profile.pipelines.wave import make_tagger
+from ray_profile.serve import tls
 from ray_profile.serve.access import Issuer, TokenFile
 from ray_profile.serve.app import Application, create
 from ray_profile.serve.audit import Audit
@@ -203,9 +206,26 @@ def bound(config: Config) -> serve.Application:
 def start(config: Config) -> str:
     """Index what is not yet, start the application here (or on the cluster of RAY_ADDRESS), and give its address.
 
-    Raises `ConfigError` where it would be open to others without tokens, or the port is taken.
+    Raises `ConfigError` where it would be open to others without tokens, the port is taken, or TLS cannot be had.
     """
     settings = config.serve
+    secured = _closed(settings)
+    _insist_on_port(settings.host, settings.port)
+    index(config, local=True)
+    connected(config.build.cpus)
+    _insist_on_room(settings)
+    log.setLevel(logging.WARNING)  # what Serve tells of its own start is not for whoever started this
+    options = {"host": settings.host, "port": settings.port, "request_timeout_s": REQUEST_SECONDS, **secured}
+    serve.start(http_options=options)
+    if secured:
+        _insist_on_tls()
+    serve.run(bound(config), name=NAME, route_prefix="/")
+    return f"http{'s' if secured else ''}://{settings.host}:{settings.port}"
+
+
+def _closed(settings: Serve) -> Mapping[str, str]:
+    """What Serve's proxy is told of TLS. Raises `ConfigError` where the endpoint would be open to others without
+    tokens, or a file that closes it cannot be used."""
     if not settings.asks_who and not _is_own():
         raise ConfigError(
             "serve.tokens is not set, and the endpoint of the cluster that RAY_ADDRESS names would answer anybody; "
@@ -216,16 +236,14 @@ def start(config: Config) -> str:
             f"serve.host = {settings.host!r} would answer anybody, for serve.tokens is not set; make a token with "
             "`ray-profile token new`, or leave serve.host at 127.0.0.1"
         )
-    issuers_of(settings)  # before anything starts
-    _insist_on_port(settings.host, settings.port)
-    index(config, local=True)
-    connected(config.build.cpus)
-    _insist_on_room(settings)
-    log.setLevel(logging.WARNING)  # what Serve tells of its own start is not for whoever started this
-    options = {"host": settings.host, "port": settings.port, "request_timeout_s": REQUEST_SECONDS}
-    serve.start(http_options=options)
-    serve.run(bound(config), name=NAME, route_prefix="/")
-    return f"http://{settings.host}:{settings.port}"
+    issuers_of(settings)
+    secured = tls.options(settings.tls_certificate, settings.tls_key, datetime.now(UTC))
+    if secured and RAY_SERVE_ENABLE_HA_PROXY:
+        raise ConfigError(
+            "serve.tls_certificate is set, and the HAProxy that RAY_SERVE_ENABLE_HA_PROXY starts knows no TLS; unset "
+            "it, or leave serve.tls_certificate out and let a proxy in front terminate TLS"
+        )
+    return secured
 
 
 def _insist_on_room(settings: Serve) -> None:
@@ -236,6 +254,16 @@ def _insist_on_room(settings: Serve) -> None:
         raise ConfigError(
             f"serve.replicas = {settings.replicas} and serve.encoders = {settings.encoders} want {wanted:g} CPUs, and "
             f"Ray has {have:g}; lower them, or name a cluster with more in RAY_ADDRESS"
+        )
+
+
+def _insist_on_tls() -> None:
+    """Raise `ConfigError` where Serve was running already, and answers in plain text whatever it is told."""
+    client = _get_global_client()
+    if client is None or client.http_config.ssl_certfile is None:
+        raise ConfigError(
+            "serve.tls_certificate is set, and the Serve of this cluster was started without TLS by somebody else; "
+            "stop it there (`serve shutdown`), or let a proxy in front terminate TLS"
         )
 
 

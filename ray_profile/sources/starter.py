@@ -80,6 +80,8 @@ _MEANINGS: dict[str, dict[str, tuple[str, object]]] = {
             "who may ask, as `ray-profile token new` writes it; absent: anybody on this machine",
             "tokens.jsonl",
         ),
+        "tls_certificate": ("PEM, with those between it and its authority; absent: no TLS", "server.pem"),
+        "tls_key": ("its private key, in PEM", "server.key"),
         "audit": ("who looked at whom, appended", None),
         "cache": ("where copies of an index on S3 lie", None),
         "replicas": ("of the look-ups", None),

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import certificates
 import polars as pl
 import pytest
 import tiny
@@ -158,6 +160,22 @@ def test_a_cluster_is_never_served_without_tokens(config: Config, shop: Shop, mo
         serving.start(config)
 
 
+def test_tls_that_serve_would_not_keep_is_refused(
+    running: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Serve runs already without it, and where HAProxy answers."""
+    from ray_profile.pipelines import serve as serving
+
+    pair = certificates.made(tmp_path)
+    told = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key), "port": running.serve.port + 2}
+    secured = running.model_copy(update={"serve": running.serve.model_copy(update=told)})
+    with pytest.raises(ConfigError, match=r"started without TLS by somebody else; stop it there"):
+        serving.start(secured)
+    monkeypatch.setattr(serving, "RAY_SERVE_ENABLE_HA_PROXY", True)
+    with pytest.raises(ConfigError, match=r"RAY_SERVE_ENABLE_HA_PROXY starts knows no TLS"):
+        serving.start(secured)
+
+
 def test_what_is_not_there_is_named_before_anything_starts(config: Config, tmp_path: Path) -> None:
     from ray_profile.pipelines import serve as serving
 
@@ -179,11 +197,13 @@ def test_what_is_not_there_is_named_before_anything_starts(config: Config, tmp_p
 def test_the_command_serves_until_it_is_asked_to_end(
     config: Config, users: list[str], tmp_path: Path, port: int
 ) -> None:
-    """As a person has it: a token is made, the server answers those who have it, and SIGTERM ends it in good order."""
-    own = port + 1
+    """As a person has it: a token is made, the server answers those who have it, by TLS alone, and SIGTERM ends it in
+    good order."""
+    own, pair = port + 1, certificates.made(tmp_path)
     file = tmp_path / "tokens.jsonl"
     shop = [f"--set=root={config.root}", "--set=encoder.dtype=float32", f"--set=serve.port={own}"]
     shop += [f"--set=serve.tokens={file}", f"--set=serve.audit={tmp_path}/audit.jsonl"]
+    shop += [f"--set=serve.tls_certificate={pair.certificate}", f"--set=serve.tls_key={pair.key}"]
     from_file = ["--config", str(_config_file(config))]
     command = [sys.executable, "-m", "ray_profile"]
     made = subprocess.run(
@@ -196,13 +216,16 @@ def test_the_command_serves_until_it_is_asked_to_end(
     )
     try:
         assert process.stdout is not None
-        assert f"http://127.0.0.1:{own}" in process.stdout.readline()
-        connection = http.client.HTTPConnection("127.0.0.1", own, timeout=30)
+        assert f"https://127.0.0.1:{own}" in process.stdout.readline()
+        trusted = ssl.create_default_context(cafile=pair.authority)
+        connection = http.client.HTTPSConnection("127.0.0.1", own, timeout=30, context=trusted)
         for token, wanted in ((made.stdout.strip(), 200), ("rp_none", 401)):
             connection.request("GET", f"/v1/profiles/{quote(users[0])}", headers={"Authorization": f"Bearer {token}"})
             answer = connection.getresponse()
             answer.read()
             assert answer.status == wanted
+        with pytest.raises((OSError, http.client.HTTPException)):
+            ask(own, "/healthz")
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
