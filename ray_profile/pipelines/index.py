@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from time import time
 
 from ray_profile.config import Config
 from ray_profile.errors import RootError
@@ -71,7 +72,8 @@ def indexed(run: Run, engine: Engine, rebuild: bool = False) -> Indexed:
     due = {bucket: each for bucket, each in files.items() if bucket not in same}
     written = engine.index(IndexJob(run.root, run.width, due)) if due else []
     parts = sorted([*same.values(), *written], key=lambda part: part.bucket)
-    manifest = Manifest(profiles.version, run.width, run.root.facts.buckets, run.encoder_digest, tuple(parts))
+    facts = run.root.facts
+    manifest = Manifest(profiles.version, run.width, facts.buckets, run.encoder_digest, tuple(parts), time())
     publish(run.root, manifest)
     return Indexed(manifest.version, manifest.profiles, len(written), len(same))
 

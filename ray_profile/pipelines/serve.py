@@ -38,7 +38,8 @@ from ray_profile.pipelines.tables import profiles_table
 from ray_profile.pipelines.wave import make_tagger
 from ray_profile.serve import tls
 from ray_profile.serve.access import Issuer, TokenFile
-from ray_profile.serve.app import Application, create
+from ray_profile.serve.app import create
+from ray_profile.serve.asgi import Application
 from ray_profile.serve.audit import Audit
 from ray_profile.serve.embedding import Embedder
 from ray_profile.serve.outside import Outside

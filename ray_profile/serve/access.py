@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from ray_profile.errors import ConfigError
 from ray_profile.serve.problems import Problem
 
-SCOPES = ("profiles:read", "why:read", "segments:read", "segments:export", "embed", "admin")
+SCOPES = ("profiles:read", "why:read", "segments:read", "segments:export", "embed", "metrics:read", "admin")
 PREFIX = "rp_"
 log = logging.getLogger("ray_profile.serve")
 

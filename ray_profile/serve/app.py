@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
@@ -19,21 +19,19 @@ from ray_profile.profile.document import FIELDS
 from ray_profile.schema import MAX_TEXT_CHARS
 from ray_profile.serve import contract
 from ray_profile.serve.access import Caller
+from ray_profile.serve.asgi import Application, Receive, Scope, Send
 from ray_profile.serve.embedding import MAX_TEXTS
+from ray_profile.serve.measures import Measures
 from ray_profile.serve.problems import MEDIA_TYPE, Problem, insist_on_text, quoted
 from ray_profile.serve.reasons import ATTRIBUTES, why
 from ray_profile.serve.segments import COLUMNS
 from ray_profile.serve.service import MAX_USERS, Service, etag, fields
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 MAX_BODY = 4 << 20  # bytes
 MAX_ROWS = 5_000  # of one request
 TIMEOUT_SECONDS = 30.0
 OPENAPI = "/v1/openapi.json"
+METRICS = "/metrics"
 JSON = "application/json"
 log = logging.getLogger("ray_profile.serve")
 
@@ -128,12 +126,14 @@ def create(service: Service) -> Application:
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     _profiles(app, service)
-    _texts(app, service)
+    measures = Measures(service)
+    _texts(app, service, measures)
     _computed(app, service)
     _segments(app, service)
     _health(app, service)
+    _metrics(app, service, measures)
     _page(app)
-    return _guarded(app, service)
+    return measures.of(_guarded(app, service))
 
 
 def _profiles(app: FastAPI, service: Service) -> None:
@@ -184,7 +184,7 @@ def _profiles(app: FastAPI, service: Service) -> None:
         return Response(body, media_type=JSON, headers={"ETag": etag(index)})
 
 
-def _texts(app: FastAPI, service: Service) -> None:
+def _texts(app: FastAPI, service: Service, measures: Measures) -> None:
     @app.post("/v1/embed", responses=contract.EMBED)
     async def embed(caller: Asker, wanted: Texts) -> dict[str, Any]:
         """The vector, the feeling and the tags of up to 256 texts, read as reviews; nothing is kept."""
@@ -193,6 +193,7 @@ def _texts(app: FastAPI, service: Service) -> None:
             insist_on_text("a text", text, MAX_TEXT_CHARS)
         if service.embed is None:
             raise Problem(501, "this endpoint has no encoder; set serve.encoders to 1 or more")
+        measures.embedded(len(wanted.texts))
         with service.gate.inside():
             return {"texts": await service.embed(wanted.texts)}
 
@@ -250,6 +251,14 @@ def _health(app: FastAPI, service: Service) -> None:
         return {"name": caller.name, "scopes": sorted(caller.scopes)}
 
 
+def _metrics(app: FastAPI, service: Service, measures: Measures) -> None:
+    @app.get(METRICS, responses=contract.METRICS, response_class=Response)
+    async def metrics(caller: Asker) -> Response:
+        """What Prometheus reads of the replica that answers."""
+        service.admit(caller, "metrics:read")
+        return Response(measures.to_bytes(), headers={"Content-Type": Measures.MEDIA_TYPE})
+
+
 def _page(app: FastAPI) -> None:
     body = files("ray_profile.serve").joinpath("page.html").read_bytes()
 
@@ -295,7 +304,7 @@ def _guarded(app: FastAPI, service: Service) -> Application:
 
         try:
             headers = dict(scope["headers"])
-            if scope["path"].startswith("/v1/") and scope["path"] != OPENAPI:
+            if (scope["path"].startswith("/v1/") and scope["path"] != OPENAPI) or scope["path"] == METRICS:
                 scope[_CALLER] = await service.asker(headers.get(b"authorization", b"").decode("latin-1"))
             declared = headers.get(b"content-length", b"0")
             if declared.isdigit() and int(declared) > MAX_BODY:

@@ -141,6 +141,10 @@ COUNT = _answers(
         "required": ["version", "count", "sample"],
     },
 )
+METRICS: dict[int | str, dict[str, Any]] = {
+    **{status: each for status, each in _answers("", {}).items() if status in (401, 403, 429)},
+    200: {"description": "What Prometheus reads.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+}
 EXPORT: dict[int | str, dict[str, Any]] = {
     **_answers("The users.", {}),
     200: {

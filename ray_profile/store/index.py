@@ -63,6 +63,7 @@ class Manifest:
     buckets: int
     encoder: str | None  # the digest of the model whose vectors these are
     parts: tuple[Part, ...]
+    made: float = 0.0  # Unix seconds; 0: before this was noted
 
     @property
     def profiles(self) -> int:
