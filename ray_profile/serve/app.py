@@ -239,9 +239,11 @@ def _health(app: FastAPI, service: Service) -> None:
         """Whether the process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=contract.READY)
     async def ready() -> dict[str, Any]:
-        """Whether it can answer from an index, and which."""
+        """Whether all routes can answer, and from which version."""
+        if service.waits_for is not None:
+            raise Problem(503, f"not ready: {service.waits_for}", {"Retry-After": "1"})
         return {"status": "ok", "version": service.index.version, "profiles": service.index.manifest.profiles}
 
     @app.get("/v1/me")

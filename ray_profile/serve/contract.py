@@ -141,6 +141,7 @@ COUNT = _answers(
         "required": ["version", "count", "sample"],
     },
 )
+READY: dict[int | str, dict[str, Any]] = {503: _problem("Something is not there yet, and what.")}
 METRICS: dict[int | str, dict[str, Any]] = {
     **{status: each for status, each in _answers("", {}).items() if status in (401, 403, 429)},
     200: {"description": "What Prometheus reads.", "content": {"text/plain": {"schema": {"type": "string"}}}},

@@ -27,7 +27,7 @@ Embed = Callable[[list[str]], Awaitable[list[dict[str, Any]]]]
 
 MAX_USERS = 1_000  # of one request
 MAX_ID_CHARS = 1_000
-MAX_EMBEDDING = 16  # requests of one replica that wait for the encoder: fewer than it may have under way
+MAX_EMBEDDING = 16  # requests of one replica that wait for an encoder
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Service:
     issuers: Sequence[Issuer] = ()  # none: anybody may ask, which is for the loopback interface alone
     embed: Embed | None = None  # what the encoder makes of texts; None: this endpoint has no encoder
     compute: Compute | None = None  # rows of a person -> their profile; None as above
+    waits_for: str | None = None  # what is not there yet, so that this replica should not be asked; None: nothing
     rates: Rates = field(default_factory=Rates)
     gate: Gate = field(default_factory=lambda: Gate(MAX_EMBEDDING))
     clock: Callable[[], float] = time

@@ -84,8 +84,8 @@ _MEANINGS: dict[str, dict[str, tuple[str, object]]] = {
         "tls_key": ("its private key, in PEM", "server.key"),
         "audit": ("who looked at whom, appended", None),
         "cache": ("where copies of an index on S3 lie", None),
-        "replicas": ("of the look-ups", None),
-        "encoders": ("replicas of the encoder, for /v1/embed and profiles:compute; 0: none is loaded", None),
+        "replicas": ("of the look-ups: a number, or { min = 1, max = 4 } as the load wants them", None),
+        "encoders": ("the same of the encoder, for /v1/embed and profiles:compute; 0: none is loaded", None),
         "refresh_seconds": ("between looks for a newer index", None),
     },
 }

@@ -21,10 +21,11 @@ import polars as pl
 import pytest
 import tiny
 
-from ray_profile.config import Config
+from ray_profile.config import Config, parse
 from ray_profile.errors import ConfigError, RootError
 from ray_profile.pipelines.build import build
 from ray_profile.pipelines.index import index
+from ray_profile.serve.app import TIMEOUT_SECONDS
 from ray_profile.sources.simulate import Shop
 from ray_profile.store.index import current
 from ray_profile.store.root import Root
@@ -44,6 +45,7 @@ def port() -> int:
 def config(tmp_path_factory: pytest.TempPathFactory, shop: Shop, port: int) -> Config:
     folder = tmp_path_factory.mktemp("endpoint")
     told = [f"serve.port={port}", "serve.refresh_seconds=0.2", f"serve.audit={folder}/audit.jsonl", "serve.replicas=2"]
+    told.append("serve.encoders={ min = 1, max = 2 }")
     made = tiny.config_of(shop, folder / "root", *told)
     build(made, local=True, clock=tiny.CLOCK)
     return made
@@ -63,13 +65,28 @@ def running(config: Config, ray_here: None) -> Iterator[Config]:  # noqa: ARG001
     from ray_profile.pipelines import serve as serving
 
     assert serving.start(config) == f"http://127.0.0.1:{config.serve.port}"
+    until_ready(config.serve.port)
     yield config
     serve.shutdown()
 
 
-def ask(port: int, path: str) -> tuple[int, Any]:
+def until_ready(port: int) -> None:
+    """Until both look-up replicas say that they are ready; the test's own time limit ends it if they never do."""
+    while {ask(port, "/readyz")[0] for _ in range(10)} != {200}:
+        pass
+
+
+def replicas(name: str) -> dict[int, Any]:
+    """The processes of a deployment, by their ids."""
+    import psutil
+
+    mine = psutil.Process().children(recursive=True)
+    return {each.pid: each for each in mine if f"ServeReplica:ray_profile:{name}" in " ".join(each.cmdline())}
+
+
+def ask(port: int, path: str, body: bytes | None = None) -> tuple[int, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("GET", path)
+    connection.request("GET" if body is None else "POST", path, body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
     body = answer.read()
     connection.close()
@@ -114,14 +131,8 @@ def test_a_new_version_is_served_without_a_failed_request(running: Config, users
 
 def test_a_killed_replica_is_replaced_and_one_retry_is_enough(running: Config, users: list[str]) -> None:
     """200 requests while a replica's process is killed: none fails twice."""
-    import psutil
-
-    def look_ups() -> dict[int, Any]:
-        mine = psutil.Process().children(recursive=True)
-        return {each.pid: each for each in mine if "ServeReplica:ray_profile:Profiles" in " ".join(each.cmdline())}
-
     port = running.serve.port
-    before = look_ups()
+    before = replicas("Profiles")
     assert len(before) == 2
     lost = 0
     for at in range(200):
@@ -137,9 +148,49 @@ def test_a_killed_replica_is_replaced_and_one_retry_is_enough(running: Config, u
                 break
             lost += attempt
     assert lost == 0
-    while len(look_ups()) < 2:  # the test's own time limit ends it if there never is another
-        assert ask(port, "/readyz")[0] == 200
-    assert set(look_ups()) - set(before)
+    while len(replicas("Profiles")) < 2:  # the test's own time limit ends it if there never is another
+        assert ask(port, "/healthz")[0] == 200
+    assert set(replicas("Profiles")) - set(before)
+
+
+def test_a_killed_encoder_is_missed_at_readyz_and_look_ups_go_on(running: Config, users: list[str]) -> None:
+    port = running.serve.port
+    until_ready(port)
+    (encoder,) = replicas("Encoder").values()
+    encoder.kill()
+    said: tuple[int, Any] = (200, None)
+    while said[0] == 200:  # the test's own time limit ends it if nobody notices
+        said = ask(port, "/readyz")
+        assert ask(port, f"/v1/profiles/{quote(users[0])}")[0] == 200
+    assert (said[0], said[1]["detail"]) == (503, "not ready: no encoder answered within 5 s")
+    until_ready(port)
+    status, found = ask(port, "/v1/embed", b'{"texts": ["Lovely tea"]}')
+    assert (status, len(found["texts"][0]["vector"])) == (200, tiny.WIDTH)
+
+
+def test_counts_and_limits_are_those_of_the_settings(config: Config) -> None:
+    """An autoscaled encoder has room for what its look-up replicas let wait, and its looks."""
+    from ray_profile.pipelines import serve as serving
+
+    def with_(**told: Any) -> Any:
+        return parse({"root": config.root, "serve": told})
+
+    for told, waiting in (
+        ({}, 16),
+        ({"replicas": 4}, 16),
+        ({"encoders": {"min": 1, "max": 8}}, 128),
+        ({"encoders": 0}, 16),
+    ):
+        assert serving.waiting(with_(**told).serve) == waiting, told
+    application = serving.bound(with_(encoders={"min": 2, "max": 6}, replicas={"min": 2, "max": 3}))
+    look_ups = application._bound_deployment
+    (encoder,) = (each for each in look_ups.init_args if hasattr(each, "_bound_deployment"))
+    for deployment, least, most in ((look_ups, 2, 3), (encoder._bound_deployment, 2, 6)):
+        scaling = deployment._deployment_config.autoscaling_config
+        assert (scaling.min_replicas, scaling.max_replicas) == (least, most)
+        assert scaling.target_ongoing_requests < deployment.max_ongoing_requests
+        assert deployment._deployment_config.graceful_shutdown_timeout_s > TIMEOUT_SECONDS
+    assert encoder._bound_deployment.max_ongoing_requests == 3 * (16 * 3 + 1)
 
 
 def test_without_tokens_it_is_for_this_machine_alone(config: Config) -> None:

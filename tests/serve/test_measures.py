@@ -39,7 +39,7 @@ def test_requests_are_counted_by_route_and_status(server: Any, scraper: str, use
     refusals = [server.ask("GET", f"/v1/profiles/{quote(user)}", token=slow)[0] for _ in range(3)].count(429)
     server.ask("POST", "/v1/embed", b'{"texts": ["a", "b", "c"]}')
     server.ask("GET", "/wp-admin")
-    server.ask("BREW", "/coffee")
+    server.ask("PROPFIND", "/coffee")
     after = scraped(server, scraper)
     new = {key: value - before.get(key, 0) for key, value in after.items() if value != before.get(key, 0)}
     total, one, why = "ray_profile_requests_total", "/v1/profiles/{user}", "/v1/profiles/{user}/why"
