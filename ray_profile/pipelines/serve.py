@@ -200,17 +200,22 @@ def scanned(root: Root) -> tuple[int, pl.LazyFrame]:
     return handle.version, scan_files(table, handle.files())
 
 
-def app(arguments: Arguments) -> serve.Application:
-    """The application, for `serve deploy` and `serve run`.
+def app(args: dict[str, Any]) -> serve.Application:
+    """The application, for `serve deploy` and `serve run`. `args` are `Arguments`; Serve itself would make them of an
+    annotation that is a class, and in this file annotations are strings.
 
-    Raises `ConfigError` where it has no tokens: Serve listens on all interfaces, unless it is told otherwise.
+    Raises `ConfigError` where it has no tokens: Serve listens on all interfaces, unless it is told otherwise. And where
+    it names a certificate that Serve was not told of.
     """
+    arguments = Arguments.model_validate(args)
     config = load(arguments.config, arguments.overrides)
     if not config.serve.asks_who:
         raise ConfigError(
             f"{arguments.config} sets no serve.tokens, and on a cluster the endpoint would answer anybody; make a "
             "token with `ray-profile token new`, or name the issuer of yours under [serve.jwt]"
         )
+    if config.serve.tls_certificate is not None:
+        _insist_on_tls()
     return bound(config)
 
 
@@ -309,12 +314,13 @@ def _insist_on_room(settings: Serve) -> None:
 
 
 def _insist_on_tls() -> None:
-    """Raise `ConfigError` where Serve was running already, and answers in plain text whatever it is told."""
+    """Raise `ConfigError` where Serve runs and answers in plain text: that is settled when it starts."""
     client = _get_global_client()
     if client is None or client.http_config.ssl_certfile is None:
         raise ConfigError(
-            "serve.tls_certificate is set, and the Serve of this cluster was started without TLS by somebody else; "
-            "stop it there (`serve shutdown`), or let a proxy in front terminate TLS"
+            "serve.tls_certificate is set, and the Serve of this cluster was started without TLS; stop it (`serve "
+            "shutdown`) and start it with ssl_certfile and ssl_keyfile among its http_options, or leave "
+            "serve.tls_certificate out and let a proxy in front terminate TLS"
         )
 
 
