@@ -111,7 +111,11 @@ def fetch_of(place: str) -> Fetch:
 
 async def _get(address: str) -> bytes:
     """A document of at most `MAX_BYTES`. A redirect is not followed: it may lead where anybody can write."""
-    async with aiohttp.ClientSession(trust_env=True) as session, session.get(address, allow_redirects=False) as answer:
+    trusts_proxies = address.startswith("https:")  # what is not encrypted stays on this machine
+    async with (
+        aiohttp.ClientSession(trust_env=trusts_proxies) as session,
+        session.get(address, allow_redirects=False) as answer,
+    ):
         if answer.status != 200:
             raise OSError(f"{address} answers {answer.status}")
         found = bytearray()

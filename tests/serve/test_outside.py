@@ -7,6 +7,10 @@ import base64
 import hashlib
 import hmac
 import json
+import os
+import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import certificates
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -325,6 +330,26 @@ def test_keys_are_followed_without_anybody_asking(keys: Keys, monkeypatch: pytes
         task.cancel()
 
     asyncio.run(follow())
+
+
+def test_an_issuer_is_believed_by_its_certificate_alone(keys: Keys, tmp_path: Path) -> None:
+    """Over TLS, in a process that trusts its authority and in one that does not."""
+    pair = certificates.made(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    keys.server.socket = context.wrap_socket(keys.server.socket, server_side=True)
+    address = keys.address.replace("http:", "https:")
+    script = (
+        "import asyncio; from ray_profile.serve import jwks; "
+        f"print(sorted(jwks.keys_of(asyncio.run(jwks.fetch_of({address!r})()))))"
+    )
+    told = {"capture_output": True, "text": True, "timeout": 60}
+    trusting = {**os.environ, "SSL_CERT_FILE": str(pair.authority), "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run([sys.executable, "-c", script], env=trusting, **told)  # type: ignore[call-overload]
+    assert done.stdout.strip() == "['rsa']", done.stderr
+    issuer = Outside(settings(address), jwks.KeySet(jwks.fetch_of(address), 300, 3600))
+    assert not asyncio.run(issuer.keys.learn("rsa"))
+    assert issuer.caller(signed()) is None
 
 
 def test_keys_that_do_not_sign_are_left_out() -> None:
