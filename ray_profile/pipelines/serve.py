@@ -27,22 +27,17 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
 from ray_profile.config import Config, Serve, load
-from ray_profile.encode.text import TextEncoder
 from ray_profile.errors import ConfigError, RootError
-from ray_profile.pipelines import probe
 from ray_profile.pipelines.cluster import can_grow, connected
-from ray_profile.pipelines.computing import Computing
+from ray_profile.pipelines.encoding import Encoder
 from ray_profile.pipelines.index import index
 from ray_profile.pipelines.lookup import key_of
-from ray_profile.pipelines.run import Run
 from ray_profile.pipelines.tables import profiles_table
-from ray_profile.pipelines.wave import make_tagger
 from ray_profile.serve import tls
 from ray_profile.serve.access import Issuer, TokenFile
 from ray_profile.serve.app import create
 from ray_profile.serve.asgi import Application
 from ray_profile.serve.audit import Audit
-from ray_profile.serve.embedding import Embedder
 from ray_profile.serve.limits import Gate
 from ray_profile.serve.outside import Outside
 from ray_profile.serve.problems import Problem
@@ -63,17 +58,7 @@ TEXTS_WANTED = 8  # requests of an encoder under way, for the autoscaler: one ba
 DRAIN_SECONDS = 40.0  # that a replica which is to end has for what it has under way: a request ends within 30
 HEALTH_SECONDS = 5.0  # between looks whether a replica lives
 ENCODER_SECONDS = 5.0  # in which an encoder says that it is there
-BATCH_CHARS = 64_000  # that the encoder is given together
-BATCH_SECONDS = 0.005  # that a request waits for others
-WARMING = ("茶香很浓，回购三次了", "The lid leaks.")
-TEXT_CHARS = 2_000  # of a text; the encoder cuts it about there
 log = logging.getLogger("ray.serve")
-
-
-def weight_of(requests: list[list[str]]) -> int:
-    """Characters of some requests, of each text those that the encoder may read; one alone is never too much."""
-    whole = sum(min(len(text), TEXT_CHARS) + 16 for texts in requests for text in texts)
-    return min(whole, BATCH_CHARS) if len(requests) == 1 else whole
 
 
 class Arguments(BaseModel):
@@ -83,36 +68,6 @@ class Arguments(BaseModel):
 
     config: str  # the configuration file, on every node
     overrides: list[str] = []
-
-
-@serve.deployment
-class Encoder:
-    """One replica of the encoder: look-ups never wait behind it. Requests are joined up to a number of characters."""
-
-    def __init__(self, config: Config) -> None:
-        run = Run.open(config, datetime.now(UTC))
-        run.check()
-        encoder = TextEncoder.load(run.config.encoder)
-        head, tagger = run.sentiment or probe.stored(run.root), make_tagger(run, encoder)
-        self._embedder = Embedder(encoder, head, tagger)
-        self._embedder(WARMING)  # a replica takes requests when this is done
-        self._computing = Computing(run, encoder, tagger, head)
-
-    async def here(self) -> None:
-        """Answer, which says that the model is loaded and warm."""
-
-    @serve.batch(max_batch_size=BATCH_CHARS, batch_wait_timeout_s=BATCH_SECONDS, batch_size_fn=weight_of)
-    async def embed(self, requests: list[list[str]]) -> list[list[dict[str, Any]]]:
-        """What `Embedder` makes of the texts of some requests."""
-        found = iter(await asyncio.to_thread(self._embedder, [text for texts in requests for text in texts]))
-        return [[next(found) for _ in texts] for texts in requests]
-
-    async def compute(self, rows: list[dict[str, Any]]) -> dict[str, Any] | Problem:
-        """What `Computing` makes of some rows; a problem is given back, for what is raised comes wrapped by Ray."""
-        try:
-            return await asyncio.to_thread(self._computing, rows, datetime.now(UTC))
-        except Problem as problem:
-            return problem
 
 
 @serve.deployment
@@ -232,12 +187,14 @@ def bound(config: Config) -> serve.Application:
         "graceful_shutdown_wait_loop_s": 1.0,
         "health_check_period_s": HEALTH_SECONDS,
     }
-    texts = encoder.options(
-        max_ongoing_requests=(waiting(settings) + 1) * most(settings.replicas),  # each asks too whether it is there
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
-        **_scaled(settings.encoders, TEXTS_WANTED),
-        **common,
-    ).bind(config)
+    texts = None
+    if settings.encoders:
+        texts = encoder.options(
+            max_ongoing_requests=(waiting(settings) + 1) * most(settings.replicas),  # each asks too whether it is there
+            ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+            **_scaled(settings.encoders, TEXTS_WANTED),
+            **common,
+        ).bind(config)
     look_ups = made.options(
         max_ongoing_requests=AT_ONCE + waiting(settings),
         max_queued_requests=QUEUED,
@@ -245,7 +202,7 @@ def bound(config: Config) -> serve.Application:
         **_scaled(settings.replicas, LOOK_UPS_WANTED),
         **common,
     )
-    bound: serve.Application = look_ups.bind(config, texts if settings.encoders else None)
+    bound: serve.Application = look_ups.bind(config, texts)
     return bound
 
 

@@ -183,6 +183,7 @@ def test_counts_and_limits_are_those_of_the_settings(config: Config) -> None:
         (with_(encoders=0), 16),
     ):
         assert serving.waiting(settings.serve) == waiting
+    assert serving.bound(with_(encoders=0))._bound_deployment.init_args[1] is None
     application = serving.bound(with_(encoders={"min": 2, "max": 6}, replicas={"min": 2, "max": 3}))
     look_ups = application._bound_deployment
     (encoder,) = (each for each in look_ups.init_args if hasattr(each, "_bound_deployment"))
