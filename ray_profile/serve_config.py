@@ -26,6 +26,15 @@ class Jwt(Frozen):
     refresh_seconds: float = Field(default=300.0, ge=10)  # between looks for the issuer's newest keys
     keep_seconds: float = Field(default=3600.0, gt=0)  # that keys are good for while no newer ones can be read
 
+    @field_validator("keep_seconds")
+    @classmethod
+    def _lasts_until_the_next_look(cls, value: float, info: Any) -> float:
+        if value < info.data.get("refresh_seconds", 0):
+            raise ValueError(
+                f"keys would end before the next look at refresh_seconds = {info.data['refresh_seconds']:g}"
+            )
+        return value
+
     @field_validator("jwks")
     @classmethod
     def _is_a_file_or_cannot_be_overheard(cls, value: str) -> str:

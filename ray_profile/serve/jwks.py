@@ -74,7 +74,7 @@ class KeySet:
             async with asyncio.timeout(FETCH_SECONDS):
                 self._keys = keys_of(await self._fetch())
             self._read, self._away = self._clock(), False
-        except (OSError, TimeoutError, ValueError, aiohttp.ClientError) as error:
+        except Exception as error:  # whatever it is, the next look may do
             self._away = True
             log.error("serve.jwt.jwks cannot be read (%s: %s); the keys before stay good for a while",
                       type(error).__name__, error)  # fmt: skip

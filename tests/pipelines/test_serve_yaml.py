@@ -7,16 +7,20 @@ import http.client
 import json
 import re
 import socket
+import time
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import jwt
 import polars as pl
 import pytest
 import tiny
 import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 from pydantic import BaseModel
 from ray._common.utils import import_attr
 from ray.serve.schema import ServeDeploySchema
@@ -29,6 +33,7 @@ from ray_profile.serve.app import TIMEOUT_SECONDS
 from ray_profile.serve_config import Span
 from ray_profile.sources.simulate import Shop
 
+SIGNER = ec.generate_private_key(ec.SECP256R1())
 FILE = Path(serving.__file__).parents[2] / "cluster" / "serve.yaml"
 
 
@@ -131,7 +136,12 @@ def test_it_deploys_and_answers_whoever_has_a_token(shop: Shop, tmp_path: Path, 
     said = told["applications"][0]["args"]
     own = {"root": root, "encoder.dtype": "float32", "serve.tokens": tokens, "serve.audit": tmp_path / "audit.jsonl"}
     said["config"] = str(shop.config)
+    key = {**ECAlgorithm.to_jwk(SIGNER.public_key(), as_dict=True), "kid": "k"}
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [key]}))
+    own |= {"serve.jwt.jwks": tmp_path / "jwks.json", "serve.jwt.issuer": "id", "serve.jwt.audience": "profiles"}
     said["overrides"] += [f"{name}={value}" for name, value in own.items()]
+    claims = {"iss": "id", "aud": "profiles", "sub": "s", "scope": "profiles:read", "exp": time.time() + 600}
+    foreign = jwt.encode(claims, SIGNER, "ES256", {"kid": "k"})
     wrote = pl.concat([pl.read_ndjson(path) for path in sorted(shop.config.parent.glob("reviews-*.jsonl.gz"))])
     user = quote(str(wrote["user_id"][0]))
 
@@ -165,6 +175,8 @@ def test_it_deploys_and_answers_whoever_has_a_token(shop: Shop, tmp_path: Path, 
         assert status == 200
         assert profile["rows"] > 0
         assert ask(f"/v1/profiles/{user}", None)[0] == 401
+        assert ask(f"/v1/profiles/{user}", foreign)[0] == 200
+        assert ask(f"/v1/profiles/{user}", foreign[:-9])[0] == 401
         status, found = ask("/v1/embed", token, b'{"texts": ["Lovely tea"]}')
         assert (status, len(found["texts"][0]["vector"])) == (200, tiny.WIDTH)
         running = serve.status().applications[serving.NAME]
