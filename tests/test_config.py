@@ -6,6 +6,7 @@ import pytest
 
 from ray_profile.config import Source, parse
 from ray_profile.errors import ConfigError
+from ray_profile.serve_config import Span
 
 
 def source(**rest: Any) -> Source:
@@ -70,3 +71,27 @@ def test_time_format_that_reads_no_date_is_refused(form: str) -> None:
 def test_delimiter_is_one_character_that_can_stand_between_fields(delimiter: str) -> None:
     with pytest.raises(ConfigError, match=r"sources\.s\.delimiter = .*not one ASCII character"):
         source(delimiter=delimiter)
+
+
+@pytest.mark.parametrize("key", ["replicas", "encoders"])
+def test_replicas_are_a_number_or_a_range(key: str) -> None:
+    def of(value: object) -> object:
+        return getattr(parse({"root": "x", "serve": {key: value}}).serve, key)
+
+    assert of(3) == 3
+    assert of({"min": 1, "max": 4}) == Span(min=1, max=4)
+    for value, match in (
+        (-1, rf"serve\.{key} = -1: .* 0"),
+        ("many", rf"serve\.{key} = 'many': .*integer"),
+        ({"min": 4, "max": 1}, rf"serve\.{key}\.max = 1: it is below min = 4"),
+        ({"min": 0, "max": 1}, rf"serve\.{key}\.min = 0"),
+        ({"min": 1, "mx": 2}, rf"unknown key 'serve\.{key}\.mx'; did you mean 'serve\.{key}\.max'"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            of(value)
+
+
+def test_an_endpoint_without_look_ups_is_none() -> None:
+    assert parse({"root": "x", "serve": {"encoders": 0}}).serve.encoders == 0
+    with pytest.raises(ConfigError, match=r"serve\.replicas = 0: nobody would answer"):
+        parse({"root": "x", "serve": {"replicas": 0}})

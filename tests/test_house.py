@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 #: Each layer may import itself and what stands before it.
 LAYERS = (
-    ("schema", "state", "frozen", "train_config", "config", "errors"),
+    ("schema", "state", "frozen", "train_config", "serve_config", "config", "errors"),
     ("sources", "encode", "store"),
     ("profile",),
     ("train", "apply", "serve"),

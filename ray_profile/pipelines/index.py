@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from time import time
 
 from ray_profile.config import Config
 from ray_profile.errors import RootError
@@ -68,7 +69,7 @@ def indexed(run: Run, engine: Engine, rebuild: bool = False) -> Indexed:
     items = parts.pop(None, None)
     of_buckets = tuple(part for _, part in sorted(parts.items(), key=lambda each: each[0] or 0))
     facts = run.width, run.root.facts.buckets, run.encoder_digest
-    manifest = Manifest(_profiles(run).version, *facts, of_buckets, items)
+    manifest = Manifest(_profiles(run).version, *facts, of_buckets, items, time())
     publish(run.root, manifest)
     return Indexed(manifest.version, manifest.profiles, len(written), len(same))
 

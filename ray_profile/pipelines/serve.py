@@ -8,11 +8,11 @@ began with.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
+import math
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,28 +22,29 @@ import polars as pl
 import ray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
+from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
 from ray_profile.config import Config, Serve, load
 from ray_profile.encode.taxonomy import Taxonomy
-from ray_profile.encode.text import TextEncoder
 from ray_profile.errors import ConfigError, RootError
-from ray_profile.pipelines import probe
 from ray_profile.pipelines.cluster import can_grow, connected
-from ray_profile.pipelines.computing import Computing
+from ray_profile.pipelines.encoding import Encoder
 from ray_profile.pipelines.index import index
 from ray_profile.pipelines.lookup import key_of
-from ray_profile.pipelines.run import Run
 from ray_profile.pipelines.tables import profiles_table
-from ray_profile.pipelines.wave import make_tagger
-from ray_profile.serve.access import TokenFile
+from ray_profile.serve import tls
+from ray_profile.serve.access import Issuer, TokenFile
 from ray_profile.serve.app import create
 from ray_profile.serve.asgi import Application
 from ray_profile.serve.audit import Audit
-from ray_profile.serve.embedding import Embedder
+from ray_profile.serve.limits import Gate
+from ray_profile.serve.outside import Outside
 from ray_profile.serve.problems import Problem
 from ray_profile.serve.segments import Segments
 from ray_profile.serve.service import MAX_EMBEDDING, Compute, Service
+from ray_profile.serve_config import Span, is_loopback, least, most
 from ray_profile.store.index import Index, Manifest, current
 from ray_profile.store.root import Root
 from ray_profile.store.scan import scan_files
@@ -52,17 +53,13 @@ NAME = "ray_profile"
 LOOK_UP_CPUS = 0.5  # of a replica: it waits more than it computes
 QUEUED = 1_000  # look-ups that wait for a replica; more are told to come again
 REQUEST_SECONDS = 60.0
-AT_ONCE = 64  # look-ups that a replica has under way
-BATCH_CHARS = 64_000  # that the encoder is given together
-BATCH_SECONDS = 0.005  # that a request waits for others
-TEXT_CHARS = 2_000  # of a text; the encoder cuts it about there
+AT_ONCE = 48  # look-ups that a replica has under way, beside what waits for the encoder
+LOOK_UPS_WANTED = 16  # of those, for the autoscaler: one takes a millisecond, so that many are a queue
+TEXTS_WANTED = 8  # requests of an encoder under way, for the autoscaler: one batch computes, the next one fills
+DRAIN_SECONDS = 40.0  # that a replica which is to end has for what it has under way: a request ends within 30
+HEALTH_SECONDS = 5.0  # between looks whether a replica lives
+ENCODER_SECONDS = 5.0  # in which an encoder says that it is there
 log = logging.getLogger("ray.serve")
-
-
-def weight_of(requests: list[list[str]]) -> int:
-    """Characters of some requests, of each text those that the encoder may read; one alone is never too much."""
-    whole = sum(min(len(text), TEXT_CHARS) + 16 for texts in requests for text in texts)
-    return min(whole, BATCH_CHARS) if len(requests) == 1 else whole
 
 
 class Arguments(BaseModel):
@@ -72,32 +69,6 @@ class Arguments(BaseModel):
 
     config: str  # the configuration file, on every node
     overrides: list[str] = []
-
-
-@serve.deployment
-class Encoder:
-    """One replica of the encoder: look-ups never wait behind it. Requests are joined up to a number of characters."""
-
-    def __init__(self, config: Config) -> None:
-        run = Run.open(config, datetime.now(UTC))
-        run.check()
-        encoder = TextEncoder.load(run.config.encoder)
-        head, tagger = run.sentiment or probe.stored(run.root), make_tagger(run, encoder)
-        self._embedder = Embedder(encoder, head, tagger)
-        self._computing = Computing(run, encoder, tagger, head)
-
-    @serve.batch(max_batch_size=BATCH_CHARS, batch_wait_timeout_s=BATCH_SECONDS, batch_size_fn=weight_of)
-    async def embed(self, requests: list[list[str]]) -> list[list[dict[str, Any]]]:
-        """What `Embedder` makes of the texts of some requests."""
-        found = iter(await asyncio.to_thread(self._embedder, [text for texts in requests for text in texts]))
-        return [[next(found) for _ in texts] for texts in requests]
-
-    async def compute(self, rows: list[dict[str, Any]]) -> dict[str, Any] | Problem:
-        """What `Computing` makes of some rows; a problem is given back, for what is raised comes wrapped by Ray."""
-        try:
-            return await asyncio.to_thread(self._computing, rows, datetime.now(UTC))
-        except Problem as problem:
-            return problem
 
 
 @serve.deployment
@@ -111,7 +82,12 @@ class Profiles:
         self._service = service_of(config, self._root)
         if encoder is not None:
             self._service.embed, self._service.compute = encoder.embed.remote, _raising(encoder.compute.remote)
-        self._following = asyncio.create_task(self._follow())
+        self._following = [asyncio.create_task(self._follow())]
+        if encoder is not None:
+            self._following.append(asyncio.create_task(self._watch(encoder)))
+        for issuer in self._service.issuers:
+            if isinstance(issuer, Outside):
+                self._following.append(asyncio.create_task(issuer.keys.follow()))
 
     def __serve_build_asgi_app__(self) -> Application:
         return create(self._service)
@@ -127,6 +103,20 @@ class Profiles:
             except Exception:  # whatever it is, the old one goes on being served, and the next look may do
                 log.exception("the index cannot be refreshed")
 
+    async def _watch(self, encoder: Any) -> None:
+        """Note whether an encoder answers, so that nobody who asks waits to hear it."""
+        self._service.waits_for = "the encoder does not answer yet"
+        while True:
+            try:
+                async with asyncio.timeout(ENCODER_SECONDS):
+                    await encoder.here.remote()
+                self._service.waits_for = None
+                await asyncio.sleep(self._config.serve.refresh_seconds)
+            except Exception as error:  # whatever it is, there may be another replica at the next look
+                log.warning("no encoder answers: %r", error)
+                self._service.waits_for = f"no encoder answered within {ENCODER_SECONDS:g} s"
+                await asyncio.sleep(1.0)
+
     def _newer(self) -> Index | None:
         manifest = current(self._root)
         if manifest is None or manifest.version <= self._service.index.version:
@@ -137,17 +127,26 @@ class Profiles:
 def service_of(config: Config, root: Root) -> Service:
     """What a replica answers from. Raises `RootError` where nothing was indexed or the pseudonym key is another one."""
     key = key_of(config, root)
-    issuers = () if config.serve.tokens is None else (TokenFile(Path(config.serve.tokens)),)
     opened = Index.open(root, _indexed(root), Path(config.serve.cache))
+    audit, segments = Audit(Path(config.serve.audit)), Segments(partial(scanned, root))
     tags = () if config.taxonomy.path is None else Taxonomy.load(config.taxonomy.path).tags
-    return Service(
-        opened,
-        key,
-        Audit(Path(config.serve.audit)),
-        Segments(partial(scanned, root)),
-        issuers,
-        tags={tag.id: tag.name for tag in tags},
-    )
+    names, gate = {tag.id: tag.name for tag in tags}, Gate(waiting(config.serve))
+    return Service(opened, key, audit, segments, issuers_of(config.serve), tags=names, gate=gate)
+
+
+def waiting(settings: Serve) -> int:
+    """Requests of one look-up replica that may wait for the encoders: so many that all of them have work."""
+    return MAX_EMBEDDING * max(1, math.ceil(most(settings.encoders) / least(settings.replicas)))
+
+
+def issuers_of(settings: Serve) -> list[Issuer]:
+    """Who knows the tokens of callers; nobody where none are wanted. Raises `ConfigError` for files that are not so."""
+    found: list[Issuer] = []
+    if settings.tokens is not None:
+        found.append(TokenFile(Path(settings.tokens)))
+    if settings.jwt is not None:
+        found.append(Outside.of(settings.jwt))
+    return found
 
 
 def scanned(root: Root) -> tuple[int, pl.LazyFrame]:
@@ -158,17 +157,22 @@ def scanned(root: Root) -> tuple[int, pl.LazyFrame]:
     return handle.version, scan_files(table, handle.files())
 
 
-def app(arguments: Arguments) -> serve.Application:
-    """The application, for `serve deploy` and `serve run`.
+def app(args: dict[str, Any]) -> serve.Application:
+    """The application, for `serve deploy` and `serve run`. `args` are `Arguments`; Serve itself would make them of an
+    annotation that is a class, and in this file annotations are strings.
 
-    Raises `ConfigError` where it has no tokens: Serve listens on all interfaces, unless it is told otherwise.
+    Raises `ConfigError` where it has no tokens: Serve listens on all interfaces, unless it is told otherwise. And where
+    it names a certificate that Serve was not told of.
     """
+    arguments = Arguments.model_validate(args)
     config = load(arguments.config, arguments.overrides)
-    if config.serve.tokens is None:
+    if not config.serve.asks_who:
         raise ConfigError(
             f"{arguments.config} sets no serve.tokens, and on a cluster the endpoint would answer anybody; make a "
-            "token with `ray-profile token new`"
+            "token with `ray-profile token new`, or name the issuer of yours under [serve.jwt]"
         )
+    if config.serve.tls_certificate is not None:
+        _insist_on_tls()
     return bound(config)
 
 
@@ -179,60 +183,103 @@ def bound(config: Config) -> serve.Application:
     settings = config.serve
     quiet = LoggingConfig(enable_access_log=False)  # the audit log says who asked
     gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0)) if ray.is_initialized() else 0.0  # type: ignore[no-untyped-call]
-    texts = encoder.options(
-        num_replicas=settings.encoders,
-        max_ongoing_requests=MAX_EMBEDDING * settings.replicas,
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
-        logging_config=quiet,
-    ).bind(config)
+    common = {
+        "logging_config": quiet,
+        "graceful_shutdown_timeout_s": DRAIN_SECONDS,
+        "graceful_shutdown_wait_loop_s": 1.0,
+        "health_check_period_s": HEALTH_SECONDS,
+    }
+    texts = None
+    if settings.encoders:
+        texts = encoder.options(
+            max_ongoing_requests=(waiting(settings) + 1) * most(settings.replicas),  # each asks too whether it is there
+            ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+            **_scaled(settings.encoders, TEXTS_WANTED),
+            **common,
+        ).bind(config)
     look_ups = made.options(
-        num_replicas=settings.replicas,
-        max_ongoing_requests=AT_ONCE,
+        max_ongoing_requests=AT_ONCE + waiting(settings),
         max_queued_requests=QUEUED,
         ray_actor_options={"num_cpus": LOOK_UP_CPUS},
-        logging_config=quiet,
+        **_scaled(settings.replicas, LOOK_UPS_WANTED),
+        **common,
     )
-    bound: serve.Application = look_ups.bind(config, texts if settings.encoders else None)
+    bound: serve.Application = look_ups.bind(config, texts)
     return bound
+
+
+def _scaled(replicas: int | Span, wanted: float) -> dict[str, Any]:
+    """How many replicas Serve keeps: a number, or as many as leave each `wanted` requests under way."""
+    if isinstance(replicas, int):
+        return {"num_replicas": replicas}
+    span = {"min_replicas": replicas.min, "max_replicas": replicas.max, "target_ongoing_requests": wanted}
+    return {"autoscaling_config": span}
 
 
 def start(config: Config) -> str:
     """Index what is not yet, start the application here (or on the cluster of RAY_ADDRESS), and give its address.
 
-    Raises `ConfigError` where it would be open to others without tokens, or the port is taken.
+    Raises `ConfigError` where it would be open to others without tokens, the port is taken, or TLS cannot be had.
     """
     settings = config.serve
-    if settings.tokens is None and not _is_own():
-        raise ConfigError(
-            "serve.tokens is not set, and the endpoint of the cluster that RAY_ADDRESS names would answer anybody; "
-            "make a token with `ray-profile token new`, or unset RAY_ADDRESS to serve this machine alone"
-        )
-    if settings.tokens is None and not _is_loopback(settings.host):
-        raise ConfigError(
-            f"serve.host = {settings.host!r} would answer anybody, for serve.tokens is not set; make a token with "
-            "`ray-profile token new`, or leave serve.host at 127.0.0.1"
-        )
-    if settings.tokens is not None:
-        TokenFile(Path(settings.tokens))
+    secured = _closed(settings)
     _insist_on_port(settings.host, settings.port)
     index(config, local=True)
     connected(config.build.cpus)
     _insist_on_room(settings)
     log.setLevel(logging.WARNING)  # what Serve tells of its own start is not for whoever started this
-    options = {"host": settings.host, "port": settings.port, "request_timeout_s": REQUEST_SECONDS}
+    options = {"host": settings.host, "port": settings.port, "request_timeout_s": REQUEST_SECONDS, **secured}
     serve.start(http_options=options)
+    if secured:
+        _insist_on_tls()
     serve.run(bound(config), name=NAME, route_prefix="/")
-    return f"http://{settings.host}:{settings.port}"
+    return f"http{'s' if secured else ''}://{settings.host}:{settings.port}"
+
+
+def _closed(settings: Serve) -> Mapping[str, str]:
+    """What Serve's proxy is told of TLS. Raises `ConfigError` where the endpoint would be open to others without
+    tokens, or a file that closes it cannot be used."""
+    if not settings.asks_who and not _is_own():
+        raise ConfigError(
+            "serve.tokens is not set, and the endpoint of the cluster that RAY_ADDRESS names would answer anybody; "
+            "make a token with `ray-profile token new`, or unset RAY_ADDRESS to serve this machine alone"
+        )
+    if not settings.asks_who and not is_loopback(settings.host):
+        raise ConfigError(
+            f"serve.host = {settings.host!r} would answer anybody, for serve.tokens is not set; make a token with "
+            "`ray-profile token new`, or leave serve.host at 127.0.0.1"
+        )
+    issuers_of(settings)
+    secured = tls.options(settings.tls_certificate, settings.tls_key, datetime.now(UTC))
+    if secured and RAY_SERVE_ENABLE_HA_PROXY:
+        raise ConfigError(
+            "serve.tls_certificate is set, and the HAProxy that RAY_SERVE_ENABLE_HA_PROXY starts knows no TLS; unset "
+            "it, or leave serve.tls_certificate out and let a proxy in front terminate TLS"
+        )
+    return secured
 
 
 def _insist_on_room(settings: Serve) -> None:
-    """Raise `ConfigError` where a cluster that cannot grow has no room for all replicas: they would wait for ever."""
-    wanted = settings.replicas * LOOK_UP_CPUS + settings.encoders
+    """Raise `ConfigError` where a cluster that cannot grow has no room for the replicas that there always are: they
+    would wait for ever."""
+    replicas, encoders = least(settings.replicas), least(settings.encoders)
+    wanted = replicas * LOOK_UP_CPUS + encoders
     have = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
     if wanted > have and not can_grow():
         raise ConfigError(
-            f"serve.replicas = {settings.replicas} and serve.encoders = {settings.encoders} want {wanted:g} CPUs, and "
+            f"serve.replicas = {replicas} and serve.encoders = {encoders} want {wanted:g} CPUs, and "
             f"Ray has {have:g}; lower them, or name a cluster with more in RAY_ADDRESS"
+        )
+
+
+def _insist_on_tls() -> None:
+    """Raise `ConfigError` where Serve runs and answers in plain text: that is settled when it starts."""
+    client = _get_global_client()
+    if client is None or client.http_config.ssl_certfile is None:
+        raise ConfigError(
+            "serve.tls_certificate is set, and the Serve of this cluster was started without TLS; stop it (`serve "
+            "shutdown`) and start it with ssl_certfile and ssl_keyfile among its http_options, or leave "
+            "serve.tls_certificate out and let a proxy in front terminate TLS"
         )
 
 
@@ -266,13 +313,6 @@ def _indexed(root: Root) -> Manifest:
     if manifest is None:
         raise RootError(f"{root.address} has no serving index; `ray-profile index` makes it")
     return manifest
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _insist_on_port(host: str, port: int) -> None:

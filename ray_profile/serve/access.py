@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from ray_profile.errors import ConfigError
 from ray_profile.serve.problems import Problem
 
-SCOPES = ("profiles:read", "why:read", "segments:read", "segments:export", "embed", "admin")
+SCOPES = ("profiles:read", "why:read", "segments:read", "segments:export", "embed", "metrics:read", "admin")
 PREFIX = "rp_"
 log = logging.getLogger("ray_profile.serve")
 
@@ -44,10 +44,14 @@ ANYBODY = Caller("anybody", frozenset(SCOPES))
 
 
 class Issuer(Protocol):
-    """Who knows tokens; `TokenFile` does."""
+    """Who knows tokens: `TokenFile` ours, `outside.Outside` those of another issuer."""
 
     def caller(self, token: str) -> Caller | None:
-        """Whose token this is, or None."""
+        """Whose token this is, or None. It answers at once."""
+        ...
+
+    async def learn(self, token: str) -> bool:
+        """Look for what is missing to know a token; whether it may be known now."""
         ...
 
 
@@ -96,6 +100,10 @@ class TokenFile:
             log.error("serve.tokens: %s; the tokens before it are good until it is mended", error)
         return self._callers.get(hashed(token))
 
+    async def learn(self, token: str) -> bool:  # noqa: ARG002
+        """See `Issuer`. The file was read at the look before."""
+        return False
+
     def _read(self) -> None:
         found = self._path.stat()
         stamp = found.st_mtime_ns, found.st_size
@@ -107,13 +115,25 @@ class TokenFile:
 def authenticated(issuers: Iterable[Issuer], header: str | None, now: float) -> Caller:
     """The caller of an `Authorization` header. Raises `Problem` 401, the same for a token that is missing, unknown or
     expired."""
-    scheme, _, token = (header or "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
+    token = _token(header)
+    if token:
         for issuer in issuers:
-            caller = issuer.caller(token.strip())
+            caller = issuer.caller(token)
             if caller is not None and caller.expires > now:
                 return caller
     raise Problem(401, "send `Authorization: Bearer TOKEN` with a token that is valid", {"WWW-Authenticate": "Bearer"})
+
+
+async def learnt(issuers: Iterable[Issuer], header: str | None) -> bool:
+    """Whether an issuer has learnt something, so that `authenticated` may now know whom it refused."""
+    token = _token(header)
+    return bool(token) and any([await issuer.learn(token) for issuer in issuers])
+
+
+def _token(header: str | None) -> str:
+    """The token of an `Authorization` header; empty for one of another kind."""
+    scheme, _, token = (header or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def hashed(token: str) -> str:

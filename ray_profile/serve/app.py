@@ -23,6 +23,7 @@ from ray_profile.serve.asgi import Application, Receive, Scope, Send
 from ray_profile.serve.bodies import JsonRoute
 from ray_profile.serve.embedding import MAX_TEXTS
 from ray_profile.serve.lookups import CALLER, ROUTE, is_named, straight
+from ray_profile.serve.measures import Measures
 from ray_profile.serve.nearby import MAX_NEAREST
 from ray_profile.serve.problems import MEDIA_TYPE, Problem, fault, insist_on_text, quoted
 from ray_profile.serve.reasons import ATTRIBUTES, why
@@ -33,6 +34,7 @@ MAX_BODY = 4 << 20  # bytes
 MAX_ROWS = 5_000  # of one request
 TIMEOUT_SECONDS = 30.0
 OPENAPI = "/v1/openapi.json"
+METRICS = "/metrics"
 JSON = "application/json"
 
 User = Annotated[
@@ -154,12 +156,14 @@ def create(service: Service) -> Application:
         app.add_exception_handler(kind, handler)
     _profiles(app, service)
     _nearby(app, service)
-    _texts(app, service)
+    measures = Measures(service)
+    _texts(app, service, measures)
     _computed(app, service)
     _segments(app, service)
     _health(app, service)
+    _metrics(app, service, measures)
     _page(app)
-    return _guarded(straight(app, service), service)
+    return measures.of(_guarded(straight(app, service), service))
 
 
 def _profiles(app: FastAPI, service: Service) -> None:
@@ -236,7 +240,7 @@ def _nearby(app: FastAPI, service: Service) -> None:
         return await service.items_like(item, k)
 
 
-def _texts(app: FastAPI, service: Service) -> None:
+def _texts(app: FastAPI, service: Service, measures: Measures) -> None:
     @app.post("/v1/embed", responses=contract.EMBED)
     async def embed(caller: Asker, wanted: Texts) -> dict[str, Any]:
         """The vector, the feeling and the tags of up to 256 texts, read as reviews; nothing is kept."""
@@ -245,6 +249,7 @@ def _texts(app: FastAPI, service: Service) -> None:
             insist_on_text("a text", text, MAX_TEXT_CHARS)
         if service.embed is None:
             raise Problem(501, "this endpoint has no encoder; set serve.encoders to 1 or more")
+        measures.embedded(len(wanted.texts))
         with service.gate.inside():
             return {"texts": await service.embed(wanted.texts)}
 
@@ -290,9 +295,11 @@ def _health(app: FastAPI, service: Service) -> None:
         """Whether the process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=contract.READY)
     async def ready() -> dict[str, Any]:
-        """Whether it can answer from an index, and which."""
+        """Whether all routes can answer, and from which version."""
+        if service.waits_for is not None:
+            raise Problem(503, f"not ready: {service.waits_for}", {"Retry-After": "1"})
         return {"status": "ok", "version": service.index.version, "profiles": service.index.manifest.profiles}
 
     @app.get("/v1/me", responses=contract.ME)
@@ -300,6 +307,14 @@ def _health(app: FastAPI, service: Service) -> None:
         """Whose token this is, and what it opens."""
         service.admit(caller, "profiles:read")
         return {"name": caller.name, "scopes": sorted(caller.scopes)}
+
+
+def _metrics(app: FastAPI, service: Service, measures: Measures) -> None:
+    @app.get(METRICS, responses=contract.METRICS, response_class=Response)
+    async def metrics(caller: Asker) -> Response:
+        """What Prometheus reads of the replica that answers."""
+        service.admit(caller, "metrics:read")
+        return Response(measures.to_bytes(), headers={"Content-Type": Measures.MEDIA_TYPE})
 
 
 def _page(app: FastAPI) -> None:
@@ -347,8 +362,8 @@ def _guarded(app: Application, service: Service) -> Application:
 
         try:
             headers = dict(scope["headers"])
-            if scope["path"].startswith("/v1/") and scope["path"] != OPENAPI:
-                scope[CALLER] = service.known(headers.get(b"authorization", b"").decode("latin-1"))
+            if (scope["path"].startswith("/v1/") and scope["path"] != OPENAPI) or scope["path"] == METRICS:
+                scope[CALLER] = await service.asker(headers.get(b"authorization", b"").decode("latin-1"))
             declared = headers.get(b"content-length", b"0")
             if declared.isdigit() and int(declared) > MAX_BODY:
                 raise _TOO_LONG

@@ -225,6 +225,11 @@ COUNT = (
         },
     )
 )
+READY: Responses = {503: _problem("Something is not there yet, and what.")}
+METRICS: Responses = {
+    **{status: each for status, each in _answers("", {}).items() if status in (401, 403, 429)},
+    200: {"description": "What Prometheus reads.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+}
 EXPORT: Responses = {
     **_BODY,
     **_QUESTION,

@@ -11,6 +11,8 @@ from ray_profile.serve.access import Caller
 from ray_profile.serve.problems import Problem
 
 BURST_SECONDS = 2.0  # how much of a rate may come at once
+REMEMBERED = 10_000  # callers; an outside issuer has any number of them
+FORGOTTEN_SECONDS = 600.0  # after which a caller begins with a full bucket
 
 
 class Rates:
@@ -18,6 +20,7 @@ class Rates:
 
     def __init__(self) -> None:
         self._left: dict[str, tuple[float, float]] = {}  # name -> permits, and when they were counted
+        self._many = REMEMBERED
 
     def take(self, caller: Caller, cost: float = 1.0, now: float | None = None) -> None:
         """Take permits. Raises `Problem` 429, whose Retry-After says when there are enough again."""
@@ -26,6 +29,9 @@ class Rates:
         moment = monotonic() if now is None else now
         burst = max(caller.rate * BURST_SECONDS, 1.0)
         most = max(cost, burst)  # what costs more than a burst has to be waited for
+        if len(self._left) >= self._many:
+            self._left = {name: each for name, each in self._left.items() if moment - each[1] < FORGOTTEN_SECONDS}
+            self._many = max(REMEMBERED, 2 * len(self._left))  # so that it is seldom looked through
         left, counted = self._left.get(caller.name, (burst, moment))
         left = min(most, left + (moment - counted) * caller.rate)
         if left < cost:

@@ -14,7 +14,7 @@ import polars as pl
 
 from ray_profile.profile.document import FIELDS
 from ray_profile.serve import nearby
-from ray_profile.serve.access import ANYBODY, Caller, Issuer, authenticated
+from ray_profile.serve.access import ANYBODY, Caller, Issuer, authenticated, learnt
 from ray_profile.serve.audit import Audit
 from ray_profile.serve.limits import Gate, Rates
 from ray_profile.serve.problems import Problem, insist_on_text, quoted
@@ -29,7 +29,7 @@ Embed = Callable[[list[str]], Awaitable[list[dict[str, Any]]]]
 
 MAX_USERS = 1_000  # of one request
 MAX_ID_CHARS = 1_000
-MAX_EMBEDDING = 16  # requests of one replica that wait for the encoder: fewer than it may have under way
+MAX_EMBEDDING = 16  # requests of one replica that wait for an encoder
 MAX_NEARBY = 16  # searches of one replica at once
 
 
@@ -45,6 +45,7 @@ class Service:
     embed: Embed | None = None  # what the encoder makes of texts; None: this endpoint has no encoder
     compute: Compute | None = None  # rows of a person -> their profile; None as above
     tags: Mapping[str, str] = field(default_factory=dict)  # id -> what a person reads; absent: the id says it
+    waits_for: str | None = None  # what is not there yet, so that this replica should not be asked; None: nothing
     rates: Rates = field(default_factory=Rates)
     gate: Gate = field(default_factory=lambda: Gate(MAX_EMBEDDING))
     gate_of_nearby: Gate = field(default_factory=lambda: Gate(MAX_NEARBY))
@@ -53,6 +54,15 @@ class Service:
     def known(self, authorization: str | None) -> Caller:
         """Who asks. Raises `Problem` 401."""
         return authenticated(self.issuers, authorization, self.clock()) if self.issuers else ANYBODY
+
+    async def asker(self, authorization: str | None) -> Caller:
+        """`known`, which looks again for whom it does not know where an issuer has new keys. Raises `Problem` 401."""
+        try:
+            return self.known(authorization)
+        except Problem:
+            if not await learnt(self.issuers, authorization):
+                raise
+        return self.known(authorization)
 
     def admit(self, caller: Caller, scope: str, cost: float = 1.0) -> None:
         """Raise `Problem` 403 where somebody may not ask for this, 429 where they ask too often."""

@@ -80,10 +80,12 @@ _MEANINGS: dict[str, dict[str, tuple[str, object]]] = {
             "who may ask, as `ray-profile token new` writes it; absent: anybody on this machine",
             "tokens.jsonl",
         ),
+        "tls_certificate": ("PEM, with those between it and its authority; absent: no TLS", "server.pem"),
+        "tls_key": ("its private key, in PEM", "server.key"),
         "audit": ("who looked at whom, appended", None),
         "cache": ("where copies of an index on S3 lie", None),
-        "replicas": ("of the look-ups", None),
-        "encoders": ("replicas of the encoder, for /v1/embed and profiles:compute; 0: none is loaded", None),
+        "replicas": ("of the look-ups: a number, or { min = 1, max = 4 } as the load wants them", None),
+        "encoders": ("the same of the encoder, for /v1/embed and profiles:compute; 0: none is loaded", None),
         "refresh_seconds": ("between looks for a newer index", None),
     },
 }
@@ -137,13 +139,24 @@ _TRAIN = """
 # search = { learning_rate = [5e-06, 0.0001] }
 """
 
+_JWT = """
+# Tokens of an outside issuer, beside or instead of our own.
+# [serve.jwt]
+# its public keys: a file, or an https:// address
+# jwks = "https://id.example.com/.well-known/jwks.json"
+# issuer = "https://id.example.com/"
+# audience = "profiles"
+# its word for what a token may -> our scopes
+# scopes = { "profile-reader" = ["profiles:read", "why:read"] }
+"""
+
 
 def starter() -> str:
     """The commented file, valid as it stands: the minimal example, and every other key as a comment."""
     parts = [_HEAD, *_keys("sources.NAME", Source), _MAP]
     for name, (model, meaning) in _SECTIONS.items():
         parts += [f"\n# {meaning}\n# [{name}]\n", *_keys(name, model)]
-    return "".join([*parts, _TRAIN])
+    return "".join([*parts, _JWT, _TRAIN])
 
 
 def toml(value: object) -> str:

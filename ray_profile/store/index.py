@@ -59,6 +59,7 @@ class Manifest:
     encoder: str | None  # the digest of the model whose vectors these are
     parts: tuple[Part, ...]
     items: Part | None = None  # None: the shop has no catalogue
+    made: float = 0.0  # Unix seconds
     format: int = FORMAT
 
     @property

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import certificates
 import polars as pl
 import pytest
 import tiny
 
-from ray_profile.config import Config
+from ray_profile.config import Config, parse
 from ray_profile.errors import ConfigError, RootError
 from ray_profile.pipelines.build import build
 from ray_profile.pipelines.index import index
+from ray_profile.serve.app import TIMEOUT_SECONDS
 from ray_profile.sources.simulate import Shop
 from ray_profile.store.index import current
 from ray_profile.store.root import Root
@@ -42,6 +45,7 @@ def port() -> int:
 def config(tmp_path_factory: pytest.TempPathFactory, shop: Shop, port: int) -> Config:
     folder = tmp_path_factory.mktemp("endpoint")
     told = [f"serve.port={port}", "serve.refresh_seconds=0.2", f"serve.audit={folder}/audit.jsonl", "serve.replicas=2"]
+    told.append("serve.encoders={ min = 1, max = 2 }")
     made = tiny.config_of(shop, folder / "root", *told)
     build(made, local=True, clock=tiny.CLOCK)
     return made
@@ -61,13 +65,28 @@ def running(config: Config, ray_here: None) -> Iterator[Config]:  # noqa: ARG001
     from ray_profile.pipelines import serve as serving
 
     assert serving.start(config) == f"http://127.0.0.1:{config.serve.port}"
+    until_ready(config.serve.port)
     yield config
     serve.shutdown()
 
 
-def ask(port: int, path: str) -> tuple[int, Any]:
+def until_ready(port: int) -> None:
+    """Until both look-up replicas say that they are ready; the test's own time limit ends it if they never do."""
+    while {ask(port, "/readyz")[0] for _ in range(10)} != {200}:
+        pass
+
+
+def replicas(name: str) -> dict[int, Any]:
+    """The processes of a deployment, by their ids."""
+    import psutil
+
+    mine = psutil.Process().children(recursive=True)
+    return {each.pid: each for each in mine if f"ServeReplica:ray_profile:{name}" in " ".join(each.cmdline())}
+
+
+def ask(port: int, path: str, body: bytes | None = None) -> tuple[int, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("GET", path)
+    connection.request("GET" if body is None else "POST", path, body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
     body = answer.read()
     connection.close()
@@ -112,14 +131,8 @@ def test_a_new_version_is_served_without_a_failed_request(running: Config, users
 
 def test_a_killed_replica_is_replaced_and_one_retry_is_enough(running: Config, users: list[str]) -> None:
     """200 requests while a replica's process is killed: none fails twice."""
-    import psutil
-
-    def look_ups() -> dict[int, Any]:
-        mine = psutil.Process().children(recursive=True)
-        return {each.pid: each for each in mine if "ServeReplica:ray_profile:Profiles" in " ".join(each.cmdline())}
-
     port = running.serve.port
-    before = look_ups()
+    before = replicas("Profiles")
     assert len(before) == 2
     lost = 0
     for at in range(200):
@@ -135,9 +148,51 @@ def test_a_killed_replica_is_replaced_and_one_retry_is_enough(running: Config, u
                 break
             lost += attempt
     assert lost == 0
-    while len(look_ups()) < 2:  # the test's own time limit ends it if there never is another
-        assert ask(port, "/readyz")[0] == 200
-    assert set(look_ups()) - set(before)
+    while len(replicas("Profiles")) < 2:  # the test's own time limit ends it if there never is another
+        assert ask(port, "/healthz")[0] == 200
+    assert set(replicas("Profiles")) - set(before)
+
+
+def test_a_killed_encoder_is_missed_at_readyz_and_look_ups_go_on(running: Config, users: list[str]) -> None:
+    port = running.serve.port
+    until_ready(port)
+    (encoder,) = replicas("Encoder").values()
+    encoder.kill()
+    detail = None
+    while detail != "not ready: no encoder answered within 5 s":  # the test's own time limit ends it if nobody notices
+        status, said = ask(port, "/readyz")
+        detail = said.get("detail")
+        assert status == (200 if detail is None else 503)
+        assert ask(port, f"/v1/profiles/{quote(users[0])}")[0] == 200
+    until_ready(port)
+    status, found = ask(port, "/v1/embed", b'{"texts": ["Lovely tea"]}')
+    assert (status, len(found["texts"][0]["vector"])) == (200, tiny.WIDTH)
+
+
+def test_counts_and_limits_are_those_of_the_settings(config: Config) -> None:
+    """An autoscaled encoder has room for what its look-up replicas let wait, and its looks."""
+    from ray_profile.pipelines import serve as serving
+
+    def with_(**told: Any) -> Any:
+        return parse({"root": config.root, "serve": told})
+
+    for settings, waiting in (
+        (with_(), 16),
+        (with_(replicas=4), 16),
+        (with_(encoders={"min": 1, "max": 8}), 128),
+        (with_(encoders=0), 16),
+    ):
+        assert serving.waiting(settings.serve) == waiting
+    assert serving.bound(with_(encoders=0))._bound_deployment.init_args[1] is None
+    application = serving.bound(with_(encoders={"min": 2, "max": 6}, replicas={"min": 2, "max": 3}))
+    look_ups = application._bound_deployment
+    (encoder,) = (each for each in look_ups.init_args if hasattr(each, "_bound_deployment"))
+    for deployment, least, most in ((look_ups, 2, 3), (encoder._bound_deployment, 2, 6)):
+        scaling = deployment._deployment_config.autoscaling_config
+        assert (scaling.min_replicas, scaling.max_replicas) == (least, most)
+        assert scaling.target_ongoing_requests < deployment.max_ongoing_requests
+        assert deployment._deployment_config.graceful_shutdown_timeout_s > TIMEOUT_SECONDS
+    assert encoder._bound_deployment.max_ongoing_requests == 3 * (16 * 3 + 1)
 
 
 def test_without_tokens_it_is_for_this_machine_alone(config: Config) -> None:
@@ -152,10 +207,26 @@ def test_a_cluster_is_never_served_without_tokens(config: Config, shop: Shop, mo
     from ray_profile.pipelines import serve as serving
 
     with pytest.raises(ConfigError, match=r"sets no serve\.tokens"):
-        serving.app(serving.Arguments(config=str(shop.config)))
+        serving.app({"config": str(shop.config)})
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(ConfigError, match="the cluster that RAY_ADDRESS names would answer anybody"):
         serving.start(config)
+
+
+def test_tls_that_serve_would_not_keep_is_refused(
+    running: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Serve runs already without it, and where HAProxy answers."""
+    from ray_profile.pipelines import serve as serving
+
+    pair = certificates.made(tmp_path)
+    told = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key), "port": running.serve.port + 2}
+    secured = running.model_copy(update={"serve": running.serve.model_copy(update=told)})
+    with pytest.raises(ConfigError, match=r"was started without TLS; stop it"):
+        serving.start(secured)
+    monkeypatch.setattr(serving, "RAY_SERVE_ENABLE_HA_PROXY", True)
+    with pytest.raises(ConfigError, match=r"RAY_SERVE_ENABLE_HA_PROXY starts knows no TLS"):
+        serving.start(secured)
 
 
 def test_what_is_not_there_is_named_before_anything_starts(config: Config, tmp_path: Path) -> None:
@@ -179,11 +250,13 @@ def test_what_is_not_there_is_named_before_anything_starts(config: Config, tmp_p
 def test_the_command_serves_until_it_is_asked_to_end(
     config: Config, users: list[str], tmp_path: Path, port: int
 ) -> None:
-    """As a person has it: a token is made, the server answers those who have it, and SIGTERM ends it in good order."""
-    own = port + 1
+    """As a person has it: a token is made, the server answers those who have it, by TLS alone, and SIGTERM ends it in
+    good order."""
+    own, pair = port + 1, certificates.made(tmp_path)
     file = tmp_path / "tokens.jsonl"
     shop = [f"--set=root={config.root}", "--set=encoder.dtype=float32", f"--set=serve.port={own}"]
     shop += [f"--set=serve.tokens={file}", f"--set=serve.audit={tmp_path}/audit.jsonl"]
+    shop += [f"--set=serve.tls_certificate={pair.certificate}", f"--set=serve.tls_key={pair.key}"]
     from_file = ["--config", str(_config_file(config))]
     command = [sys.executable, "-m", "ray_profile"]
     made = subprocess.run(
@@ -196,13 +269,16 @@ def test_the_command_serves_until_it_is_asked_to_end(
     )
     try:
         assert process.stdout is not None
-        assert f"http://127.0.0.1:{own}" in process.stdout.readline()
-        connection = http.client.HTTPConnection("127.0.0.1", own, timeout=30)
+        assert f"https://127.0.0.1:{own}" in process.stdout.readline()
+        trusted = ssl.create_default_context(cafile=pair.authority)
+        connection = http.client.HTTPSConnection("127.0.0.1", own, timeout=30, context=trusted)
         for token, wanted in ((made.stdout.strip(), 200), ("rp_none", 401)):
             connection.request("GET", f"/v1/profiles/{quote(users[0])}", headers={"Authorization": f"Bearer {token}"})
             answer = connection.getresponse()
             answer.read()
             assert answer.status == wanted
+        with pytest.raises((OSError, http.client.HTTPException)):
+            ask(own, "/healthz")
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

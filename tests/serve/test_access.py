@@ -122,6 +122,20 @@ def test_a_rate_lets_a_burst_through_and_then_says_when_to_come_again() -> None:
     rates.take(Caller("search", frozenset()), now=100.2)
 
 
+def test_any_number_of_callers_is_not_remembered_for_ever() -> None:
+    """And one who has used up a rate has not got it back by others' asking."""
+    rates, one = limits.Rates(), Caller("one", frozenset(), rate=0.001)
+    for at in range(5 * limits.REMEMBERED):
+        now = at / 10
+        if at == 4 * limits.REMEMBERED:
+            rates.take(one, now=now)
+        rates.take(Caller(f"c{at}", frozenset(), rate=1.0), now=now)
+        assert len(rates._left) <= 2 * limits.REMEMBERED
+        if 0 < now - 0.4 * limits.REMEMBERED < limits.FORGOTTEN_SECONDS and not at % 100:
+            with pytest.raises(Problem):
+                rates.take(one, now=now)
+
+
 def test_so_many_at_once_and_no_more() -> None:
     gate = limits.Gate(2)
     with gate.inside(), gate.inside(), pytest.raises(Problem, match="2 such requests"), gate.inside():

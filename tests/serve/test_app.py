@@ -163,6 +163,20 @@ def test_health_is_for_everybody_and_me_for_whom_it_is_about(server: Any) -> Non
     assert server.get("/v1/me") == {"name": "search", "scopes": ["embed", "profiles:read", "segments:read", "why:read"]}
 
 
+def test_a_replica_is_not_ready_while_something_is_missing(server: Any, user: str) -> None:
+    """It says what, and look-ups go on."""
+    server.service.waits_for = "the encoder does not answer yet"
+    try:
+        status, headers, body = server.ask("GET", "/readyz", token=None)
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert json.loads(body)["detail"] == "not ready: the encoder does not answer yet"
+        assert server.ask("GET", f"/v1/profiles/{quote(user)}")[0] == 200
+        assert server.ask("GET", "/healthz", token=None)[0] == 200
+    finally:
+        server.service.waits_for = None
+    assert server.ask("GET", "/readyz", token=None)[0] == 200
+
+
 def test_every_look_at_somebody_is_noted_without_what_was_seen(server: Any, user: str) -> None:
     log = server.folder / "audit.jsonl"
     before = len(log.read_text().splitlines())
