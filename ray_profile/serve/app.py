@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi import FastAPI, Header, Path, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
@@ -19,6 +20,7 @@ from ray_profile.profile.document import FIELDS
 from ray_profile.schema import MAX_TEXT_CHARS
 from ray_profile.serve import contract
 from ray_profile.serve.access import Caller
+from ray_profile.serve.bodies import JsonRoute
 from ray_profile.serve.embedding import MAX_TEXTS
 from ray_profile.serve.problems import MEDIA_TYPE, Problem, insist_on_text, quoted
 from ray_profile.serve.reasons import ATTRIBUTES, why
@@ -37,18 +39,28 @@ OPENAPI = "/v1/openapi.json"
 JSON = "application/json"
 log = logging.getLogger("ray_profile.serve")
 
-User = Annotated[str, Path(description="The user's own id, as the shop's files write it.", examples=["u-1001"])]
+User = Annotated[
+    str,
+    Path(
+        description="The user's own id, as the shop's files write it.",
+        examples=["u-1001"],
+        json_schema_extra=contract.ID,
+    ),
+]
 ByPseudonym = Annotated[bool, Query(description="Whether the id is a pseudonym, as answers give them.")]
 
 
-async def _asker(request: Request) -> Caller:
-    """Who asks, as `_guarded` has found out."""
+_BEARER = HTTPBearer(auto_error=False, description="A token of `ray-profile token new`.")
+
+
+async def _asker(request: Request, _: Annotated[Any, Security(_BEARER)]) -> Caller:
+    """Who asks, as `_guarded` has found out; the scheme is there for the description."""
     caller: Caller = request.scope[_CALLER]
     return caller
 
 
 _CALLER = "ray_profile.caller"
-Asker = Annotated[Caller, Depends(_asker)]
+Asker = Annotated[Caller, Security(_asker)]
 
 
 class Users(BaseModel):
@@ -56,7 +68,9 @@ class Users(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    users: list[str] = Field(max_length=MAX_USERS, examples=[["u-1001", "u-1002"]])
+    users: list[str] = Field(
+        max_length=MAX_USERS, examples=[["u-1001", "u-1002"]], json_schema_extra={"items": contract.ID}
+    )
 
 
 class Texts(BaseModel):
@@ -64,13 +78,17 @@ class Texts(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    texts: list[str] = Field(max_length=MAX_TEXTS, examples=[["茶香很浓，回购三次了", "The lid leaks."]])
+    texts: list[str] = Field(
+        max_length=MAX_TEXTS,
+        examples=[["茶香很浓，回购三次了", "The lid leaks."]],
+        json_schema_extra={"items": {"type": "string", "maxLength": MAX_TEXT_CHARS}},
+    )
 
 
 class Row(BaseModel):
     """A review or an event of the person whose profile is wanted."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: Literal["review", "search", "view", "favourite", "cart", "purchase", "return"]
     ts: str = Field(description="ISO 8601; without a zone it is UTC.", examples=["2025-11-03T09:12:00"])
@@ -111,7 +129,11 @@ class Segment(BaseModel):
 class Export(Segment):
     """The body of `segments:export`."""
 
-    columns: list[str] = Field(default=[], examples=[["monetary", "liked"]])
+    columns: list[str] = Field(
+        default=[],
+        examples=[["monetary", "liked"]],
+        json_schema_extra={"items": {"type": "string", "enum": list(COLUMNS)}},
+    )
     format: Literal["csv", "parquet"] = "csv"
 
 
@@ -125,6 +147,7 @@ def create(service: Service) -> Application:
         openapi_url=OPENAPI,
         redirect_slashes=False,
     )
+    app.router.route_class = JsonRoute
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     _profiles(app, service)
@@ -243,7 +266,7 @@ def _health(app: FastAPI, service: Service) -> None:
         """Whether it can answer from an index, and which."""
         return {"status": "ok", "version": service.index.version, "profiles": service.index.manifest.profiles}
 
-    @app.get("/v1/me")
+    @app.get("/v1/me", responses=contract.ME)
     async def me(caller: Asker) -> dict[str, Any]:
         """Whose token this is, and what it opens."""
         service.admit(caller, "profiles:read")

@@ -18,6 +18,7 @@ import uvicorn
 
 from ray_profile.encode.text import TextEncoder
 from ray_profile.pipelines.build import build
+from ray_profile.pipelines.computing import Computing
 from ray_profile.pipelines.index import index
 from ray_profile.pipelines.run import Run
 from ray_profile.pipelines.serve import scanned
@@ -88,6 +89,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, shop: Shop) -> Iterator[Ser
     async def embed(texts: list[str]) -> list[dict[str, Any]]:
         return embedder(texts)
 
+    computing = Computing(run, encoder, make_tagger(run, encoder), None)
+
+    async def compute(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return computing(rows, tiny.CLOCK)
+
     service = Service(
         Index.open(root, manifest, folder),
         config.privacy.key(),
@@ -95,6 +101,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, shop: Shop) -> Iterator[Ser
         Segments(lambda: scanned(root)),
         (access.TokenFile(tokens),),
         embed,
+        compute,
     )
     server = uvicorn.Server(uvicorn.Config(create(service), port=0, log_level="error", lifespan="off"))
     started = threading.Event()

@@ -6,6 +6,7 @@ import http.client
 import json
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -217,33 +218,96 @@ def test_buckets_are_those_of_the_tables() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [
-        ("POST", "/v1/profiles:batch", b"{", 422),
+        ("POST", "/v1/profiles:batch", b"", 422),
+        ("POST", "/v1/profiles:batch", b"{", 400),
         ("POST", "/v1/profiles:batch", b"\xff\xfe\x00", 400),
+        ("POST", "/v1/profiles:batch", b'{"users": ["a"], "users": ["b"]}', 400),
+        ("POST", "/v1/profiles:batch", b'{"users": NaN}', 400),
+        ("POST", "/v1/profiles:batch", b'{"users": -Infinity}', 400),
+        ("POST", "/v1/profiles:batch", b'{"users": ' + b"9" * 5_000 + b"}", 400),
         ("POST", "/v1/profiles:batch", b'{"users": ["\\ud800"]}', 422),
         ("POST", "/v1/profiles:batch", b'{"users": ["a\\u0000b"]}', 422),
         ("POST", "/v1/profiles:batch", b"[" * 100_000, 400),
+        ("POST", "/v1/profiles:batch", b'{"users":' + b"[" * 900 + b"]" * 900 + b"}", 422),
         ("POST", "/v1/profiles:batch", b'{"users": ["' + b"a" * 100_000 + b'"]}', 422),
         ("POST", "/v1/profiles:batch", b" " * (MAX_BODY + 1), 413),
+        ("POST", "/v1/profiles:compute", b'{"rows": [{"kind": "cart", "ts": "2025-01-01", "price": 1e999}]}', 422),
+        ("POST", "/v1/profiles:compute", b'{"rows": [{"kind": "review", "ts": "1e9"}]}', 422),
+        ("POST", "/v1/embed", b'{"texts": ["' + b"a" * 100_001 + b'"]}', 422),
         ("GET", "/v1/profiles/%00", None, 422),
         ("GET", "/v1/profiles/%ff%fe", None, 404),
+        ("GET", "/v1/profiles/%zz%", None, 404),
+        ("GET", "/v1/profiles/..%2f..%2f..%2fetc%2fpasswd", None, 404),
         ("GET", "/v1/profiles/" + "a" * 5_000, None, 422),
+        ("GET", "/v1/profiles/" + "%41" * 10_000, None, 422),
+        ("GET", "/v1/profiles/x?" + "&".join(f"a{at}=1" for at in range(5_000)), None, 404),
         ("GET", "/v1/profiles/x/why", None, 422),
         ("GET", "/v1/profiles/x/why?tag=a&attribute=tags", None, 422),
         ("GET", "/v1/profiles/x?pseudonym=perhaps", None, 422),
         ("GET", "/v2/profiles/x", None, 404),
         ("DELETE", "/v1/profiles/x", None, 405),
     ],
+    ids=lambda value: repr(value)[:40],
 )
 def test_what_cannot_be_answered_is_a_problem_and_no_traceback(
     server: Any, method: str, path: str, body: bytes | None, status: int
 ) -> None:
-    found, headers, text = server.ask(method, path, body, Content_Type="application/json")
-    assert (found, headers["content-type"]) == (status, "application/problem+json")
+    _insist_on_problem(server.ask(method, path, body), status)
+    assert server.ask("GET", "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "predicate",
+    [
+        "rows > 0; DROP TABLE self",
+        "INSERT INTO self VALUES (1)",
+        "COPY self TO '/tmp/stolen.csv'",
+        "read_csv('/etc/passwd') IS NOT NULL",
+        "EXISTS (SELECT * FROM self a, self b, self c, self d)",
+        "rows IN (SELECT a.rows FROM self a JOIN self b ON 1 = 1)",
+        "WITH RECURSIVE t AS (SELECT 1 UNION ALL SELECT 1 FROM t) SELECT 1",
+        "repeat('a', 1000000000) = user_id",
+        "NOT " * 400 + "1 = 1",
+        "user_id = '" + "a" * 100_000 + "'",
+        "1 = 1 --",
+    ],
+    ids=lambda value: value[:30],
+)
+def test_a_predicate_can_do_nothing_but_select_users(server: Any, predicate: str) -> None:
+    for route in ("count", "export"):
+        body = json.dumps({"predicate": predicate}).encode()
+        token = server.other if route == "export" else ""
+        _insist_on_problem(server.ask("POST", f"/v1/segments:{route}", body, token), 422)
+    assert server.ask("GET", "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "json"])
+def test_a_body_that_is_not_declared_as_json_is_not_read(server: Any, kind: str) -> None:
+    _insist_on_problem(server.ask("POST", "/v1/profiles:batch", b'{"users": ["a"]}', Content_Type=kind), 415)
+    body = b'{"users": ["a"]}'
+    assert server.ask("POST", "/v1/profiles:batch", body, Content_Type="application/JSON; charset=utf-8")[0] == 200
+
+
+def test_a_pile_of_headers_harms_nobody(server: Any) -> None:
+    """Whether the server in front takes them or not: it says so, and goes on."""
+    for headers in (
+        {f"X{at}": "a" * 100 for at in range(1_000)},
+        {"X": "a" * 1_000_000},
+        {"If_None_Match": "," * 50_000},
+        {"Accept": "\xff\xfe", "Cookie": ";" * 10_000},
+    ):
+        with suppress(http.client.HTTPException, ConnectionError):  # it may hang up
+            assert server.ask("GET", "/v1/me", None, "", **headers)[0] in (200, 400, 431)
+        assert server.ask("GET", "/healthz")[0] == 200
+
+
+def _insist_on_problem(answer: tuple[int, Any, bytes], status: int) -> None:
+    found, headers, text = answer
+    assert (found, headers["content-type"]) == (status, "application/problem+json"), text
     said = json.loads(text)
     assert said["status"] == status
     assert said["detail"]
     assert b"Traceback" not in text
-    assert server.ask("GET", "/healthz")[0] == 200
 
 
 @settings(max_examples=60, deadline=None)
