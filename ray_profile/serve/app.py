@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
@@ -22,22 +21,17 @@ from ray_profile.serve import contract
 from ray_profile.serve.access import Caller
 from ray_profile.serve.bodies import JsonRoute
 from ray_profile.serve.embedding import MAX_TEXTS
-from ray_profile.serve.problems import MEDIA_TYPE, Problem, insist_on_text, quoted
+from ray_profile.serve.lookups import CALLER, ROUTE, Application, Receive, Scope, Send, is_named, straight
+from ray_profile.serve.problems import MEDIA_TYPE, Problem, fault, insist_on_text, quoted
 from ray_profile.serve.reasons import ATTRIBUTES, why
 from ray_profile.serve.segments import COLUMNS
 from ray_profile.serve.service import MAX_USERS, Service, etag, fields
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_BODY = 4 << 20  # bytes
 MAX_ROWS = 5_000  # of one request
 TIMEOUT_SECONDS = 30.0
 OPENAPI = "/v1/openapi.json"
 JSON = "application/json"
-log = logging.getLogger("ray_profile.serve")
 
 User = Annotated[
     str,
@@ -55,11 +49,10 @@ _BEARER = HTTPBearer(auto_error=False, description="A token of `ray-profile toke
 
 async def _asker(request: Request, _: Annotated[Any, Security(_BEARER)]) -> Caller:
     """Who asks, as `_guarded` has found out; the scheme is there for the description."""
-    caller: Caller = request.scope[_CALLER]
+    caller: Caller = request.scope[CALLER]
     return caller
 
 
-_CALLER = "ray_profile.caller"
 Asker = Annotated[Caller, Security(_asker)]
 
 
@@ -156,7 +149,7 @@ def create(service: Service) -> Application:
     _segments(app, service)
     _health(app, service)
     _page(app)
-    return _guarded(app, service)
+    return _guarded(straight(app, service), service)
 
 
 def _profiles(app: FastAPI, service: Service) -> None:
@@ -177,7 +170,7 @@ def _profiles(app: FastAPI, service: Service) -> None:
         told = why(json.loads(found), "tags" if attribute is None else attribute, value if tag is None else tag)
         return {"version": index.version, **told}
 
-    @app.get("/v1/profiles/{user:path}", responses=contract.PROFILE, response_class=Response)
+    @app.get(ROUTE, responses=contract.PROFILE, response_class=Response)
     async def profile(
         caller: Asker,
         user: User,
@@ -191,7 +184,7 @@ def _profiles(app: FastAPI, service: Service) -> None:
         service.admit(caller, "profiles:read")
         index, found = service.profile(caller, "profiles", user, pseudonym)
         tag = etag(index)
-        if if_none_match is not None and tag in (each.strip() for each in if_none_match.split(",")):
+        if if_none_match is not None and is_named(tag, if_none_match):
             return Response(status_code=304, headers={"ETag": tag})
         body = found if fields_wanted is None else fields(found, fields_wanted)
         return Response(body, media_type=JSON, headers={"ETag": tag})
@@ -282,7 +275,7 @@ def _page(app: FastAPI) -> None:
         return Response(body, media_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
 
-def _guarded(app: FastAPI, service: Service) -> Application:
+def _guarded(app: Application, service: Service) -> Application:
     """The application behind what is looked at first: a token, before anything that was sent is read; the size of the
     body; and the time of an answer."""
 
@@ -319,7 +312,7 @@ def _guarded(app: FastAPI, service: Service) -> Application:
         try:
             headers = dict(scope["headers"])
             if scope["path"].startswith("/v1/") and scope["path"] != OPENAPI:
-                scope[_CALLER] = service.known(headers.get(b"authorization", b"").decode("latin-1"))
+                scope[CALLER] = service.known(headers.get(b"authorization", b"").decode("latin-1"))
             declared = headers.get(b"content-length", b"0")
             if declared.isdigit() and int(declared) > MAX_BODY:
                 raise _TOO_LONG
@@ -361,8 +354,7 @@ async def _on_http(_: Request, error: Exception) -> Response:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     route = getattr(request.scope.get("route"), "path", "no route")  # the path itself may hold somebody's id
-    log.error("%s %s", request.method, route, exc_info=error)
-    return _answer(Problem(500, "something is wrong here; it is in the server's log"))
+    return _answer(fault(request.method, route, error))
 
 
 _HANDLERS: dict[type[Exception], Any] = {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 
 MEDIA_TYPE = "application/problem+json"
+log = logging.getLogger("ray_profile.serve")
 
 
 class Problem(Exception):
@@ -20,6 +22,12 @@ class Problem(Exception):
         """The body, as JSON that is pure ASCII: a lone surrogate in what is quoted cannot break it."""
         said = {"type": "about:blank", "title": HTTPStatus(self.status).phrase, "status": self.status}
         return json.dumps({**said, "detail": self.detail}).encode()
+
+
+def fault(method: str, route: str, error: Exception) -> Problem:
+    """What a caller is told of a mistake of ours; the log says which. `route` is its pattern: a path may hold an id."""
+    log.error("%s %s", method, route, exc_info=error)
+    return Problem(500, "something is wrong here; it is in the server's log")
 
 
 def insist_on_text(what: str, text: str, most: int) -> None:
