@@ -37,9 +37,9 @@ from ray_profile.pipelines.tables import profiles_table
 from ray_profile.pipelines.wave import make_tagger
 from ray_profile.serve.access import TokenFile
 from ray_profile.serve.app import create
+from ray_profile.serve.asgi import Application
 from ray_profile.serve.audit import Audit
 from ray_profile.serve.embedding import Embedder
-from ray_profile.serve.lookups import Application
 from ray_profile.serve.problems import Problem
 from ray_profile.serve.segments import Segments
 from ray_profile.serve.service import MAX_EMBEDDING, Compute, Service

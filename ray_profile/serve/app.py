@@ -19,9 +19,10 @@ from ray_profile.profile.document import FIELDS
 from ray_profile.schema import MAX_TEXT_CHARS
 from ray_profile.serve import contract
 from ray_profile.serve.access import Caller
+from ray_profile.serve.asgi import Application, Receive, Scope, Send
 from ray_profile.serve.bodies import JsonRoute
 from ray_profile.serve.embedding import MAX_TEXTS
-from ray_profile.serve.lookups import CALLER, ROUTE, Application, Receive, Scope, Send, is_named, straight
+from ray_profile.serve.lookups import CALLER, ROUTE, is_named, straight
 from ray_profile.serve.problems import MEDIA_TYPE, Problem, fault, insist_on_text, quoted
 from ray_profile.serve.reasons import ATTRIBUTES, why
 from ray_profile.serve.segments import COLUMNS

@@ -7,20 +7,16 @@ answers these are, to the byte.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from types import SimpleNamespace
 
+from ray_profile.serve.asgi import Application, Receive, Scope, Send
 from ray_profile.serve.problems import Problem, fault
 from ray_profile.serve.service import Service, etag
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CALLER = "ray_profile.caller"  # where the scope of a request says who asks
 ROUTE = "/v1/profiles/{user:path}"
 _PREFIX = "/v1/profiles/"
+_FOUND = SimpleNamespace(path=ROUTE)  # what Starlette leaves in the scope, for whoever counts requests by route
 _JSON = (b"content-type", b"application/json")
 
 
@@ -31,7 +27,7 @@ def straight(app: Application, service: Service) -> Application:
         if not _is_plain(scope):
             await app(scope, receive, send)
             return
-        caller = scope[CALLER]
+        scope["route"], caller = _FOUND, scope[CALLER]
         try:
             service.admit(caller, "profiles:read")
             index, body = service.profile(caller, "profiles", scope["path"][len(_PREFIX) :])

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_profile.serve import access, app, limits
+from ray_profile.serve.asgi import Application
 from ray_profile.serve.audit import Audit
-from ray_profile.serve.lookups import CALLER, Application, straight
+from ray_profile.serve.lookups import CALLER, straight
 from ray_profile.serve.service import Service, etag
 
 
