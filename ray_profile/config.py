@@ -190,6 +190,7 @@ class Serve(Frozen):
     host: str = "127.0.0.1"  # another one needs tokens
     port: int = Field(default=8000, ge=1, le=65535)
     tokens: str | None = None  # a file that `ray-profile token new` makes; absent: anybody on this machine may ask
+    proxy: Literal["haproxy", "python"] | None = None  # absent: HAProxy where callers show tokens
     audit: str = "audit.jsonl"  # who looked at whom, appended
     cache: str = "~/.cache/ray_profile/index"  # where copies of an index on S3 lie
     replicas: int = Field(default=1, ge=1)  # of the look-ups

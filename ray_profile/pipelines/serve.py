@@ -170,12 +170,14 @@ def bound(config: Config) -> serve.Application:
     settings = config.serve
     quiet = LoggingConfig(enable_access_log=False)  # the audit log says who asked
     gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0)) if ray.is_initialized() else 0.0  # type: ignore[no-untyped-call]
-    texts = encoder.options(
-        num_replicas=settings.encoders,
-        max_ongoing_requests=MAX_EMBEDDING * settings.replicas,
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
-        logging_config=quiet,
-    ).bind(config)
+    texts = None
+    if settings.encoders:
+        texts = encoder.options(
+            num_replicas=settings.encoders,
+            max_ongoing_requests=MAX_EMBEDDING * settings.replicas,
+            ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+            logging_config=quiet,
+        ).bind(config)
     look_ups = made.options(
         num_replicas=settings.replicas,
         max_ongoing_requests=AT_ONCE,
@@ -183,7 +185,7 @@ def bound(config: Config) -> serve.Application:
         ray_actor_options={"num_cpus": LOOK_UP_CPUS},
         logging_config=quiet,
     )
-    bound: serve.Application = look_ups.bind(config, texts if settings.encoders else None)
+    bound: serve.Application = look_ups.bind(config, texts)
     return bound
 
 

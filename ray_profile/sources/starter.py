@@ -80,6 +80,7 @@ _MEANINGS: dict[str, dict[str, tuple[str, object]]] = {
             "who may ask, as `ray-profile token new` writes it; absent: anybody on this machine",
             "tokens.jsonl",
         ),
+        "proxy": ("haproxy or python; absent: haproxy where there are tokens. docs/serving.md: its ports", "haproxy"),
         "audit": ("who looked at whom, appended", None),
         "cache": ("where copies of an index on S3 lie", None),
         "replicas": ("of the look-ups", None),
