@@ -2,8 +2,8 @@
 before; the processes of a Ray that this command starts have it from here.
 
 Serve's own proxy hands every request over in Python, which costs many times what the look-up does. HAProxy hands it to
-the replica's own port, which Serve opens on all interfaces: so it is for endpoints that ask for tokens, behind a
-firewall (docs/serving.md).
+the port of a replica, which listens where `serve.host` says: on a network those are doors beside the front door, and
+HAProxy shows figures of its own to every interface. So it is for endpoints that ask for tokens (docs/serving.md).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def chosen(settings: Serve) -> Proxy:
     """The proxy of an endpoint on this machine. Raises `ConfigError` where HAProxy is asked for and cannot be had."""
     if settings.proxy == "haproxy" and settings.tokens is None:
         raise ConfigError(
-            'serve.proxy = "haproxy" opens the ports of the replicas on all interfaces, and they would answer anybody, '
-            "for serve.tokens is not set; make a token with `ray-profile token new`, or leave serve.proxy out"
+            'serve.proxy = "haproxy" opens a port a replica, and serve.tokens is not set, so that they would answer '
+            "anybody; make a token with `ray-profile token new`, or leave serve.proxy out"
         )
     if settings.proxy == "haproxy" and not _is_installed():
         raise ConfigError(
@@ -44,7 +44,7 @@ def environment(folder: Path) -> dict[str, str]:
     """What Serve has to find in its environment to start HAProxy.
 
     Its files and its socket, which whoever may write to it rules, lie in `folder`, which should be nobody else's; its
-    own figures are on a free port, which it opens on all interfaces.
+    own figures are on two free ports, which it opens on all interfaces.
     """
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -52,6 +52,7 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_SECONDS),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -110,34 +111,59 @@ def test_a_new_version_is_served_without_a_failed_request(running: Config, users
     assert set(answers) == {200}
 
 
-def test_a_killed_replica_is_replaced_and_one_retry_is_enough(running: Config, users: list[str]) -> None:
-    """200 requests while a replica's process is killed: none fails twice."""
+def test_kills_and_a_new_deployment_cost_at_most_a_retry(running: Config, users: list[str]) -> None:
+    """3,000 requests of four callers while two replicas are killed and the application is deployed anew: none fails
+    twice, and afterwards there are as many replicas as before, none of them an old one."""
     import psutil
+    from ray import serve
+
+    from ray_profile.pipelines import serve as serving
 
     def look_ups() -> dict[int, Any]:
         mine = psutil.Process().children(recursive=True)
         return {each.pid: each for each in mine if "ServeReplica:ray_profile:Profiles" in " ".join(each.cmdline())}
 
+    def kill_one() -> None:
+        while len(look_ups()) < 2:  # the other one answers until this one is replaced
+            ask(port, "/readyz")
+        next(iter(look_ups().values())).kill()
+
+    def deploy() -> None:
+        other = running.serve.model_copy(update={"refresh_seconds": 0.3})
+        changed = running.model_copy(update={"serve": other})
+        serve.run(serving.bound(changed), name=serving.NAME, route_prefix="/")
+
+    def attempt(path: str) -> int:
+        try:
+            return ask(port, path)[0]
+        except (OSError, http.client.HTTPException):
+            return 0
+
+    def caller(numbers: range) -> None:
+        for at in numbers:
+            path = f"/v1/profiles/{quote(users[at % len(users)])}"
+            if attempt(path) != 200 and attempt(path) != 200:
+                lost.append(at)
+            with lock:
+                done.append(at)
+                due = disturbances.get(len(done))
+            if due is not None:
+                due()
+
     port = running.serve.port
     before = look_ups()
     assert len(before) == 2
-    lost = 0
-    for at in range(200):
-        if at == 50:
-            next(iter(before.values())).kill()
-        path = f"/v1/profiles/{quote(users[at % len(users)])}"
-        for attempt in range(2):
-            try:
-                status, _ = ask(port, path)
-            except OSError:
-                status = 0
-            if status == 200:
-                break
-            lost += attempt
-    assert lost == 0
-    while len(look_ups()) < 2:  # the test's own time limit ends it if there never is another
+    lost: list[int] = []
+    done: list[int] = []
+    lock = threading.Lock()
+    disturbances = {500: kill_one, 1_000: deploy, 2_000: kill_one}
+    with ThreadPoolExecutor(4) as callers:
+        list(callers.map(caller, [range(at, 3_000, 4) for at in range(4)]))
+    assert len(done) == 3_000
+    assert not lost
+    while len(look_ups()) != 2:  # the test's own time limit ends it if there never are
         assert ask(port, "/readyz")[0] == 200
-    assert set(look_ups()) - set(before)
+    assert not set(look_ups()) & set(before)
 
 
 def test_without_tokens_it_is_for_this_machine_alone(config: Config) -> None:
