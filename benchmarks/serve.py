@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import measuring
@@ -55,8 +55,8 @@ from ray_profile.store.root import Root
 HERE = Path(__file__).resolve().parent
 CUSTOMERS = {False: 400, True: 5_000}
 ROUNDS = {False: 1, True: 3}
-SECONDS = {False: 1.0, True: 4.0}  # of one load
-STEPS = {False: 4, True: 7}  # of a bisection, each of which halves what is not known
+SECONDS = {False: 0.3, True: 4.0}  # of one load
+STEPS = {False: 2, True: 7}  # of a bisection, each of which halves what is not known
 P99_MS = 5.0
 EMBED_TEXTS, EMBED_CALLERS = 64, 8  # of a request; more callers than the encoder takes together
 
@@ -100,22 +100,33 @@ def settings_of(kind: str, folder: Path) -> dict[str, str]:
     return {}
 
 
+@dataclass(frozen=True)
+class Running:
+    """A server that answers on this machine."""
+
+    port: int
+    process: subprocess.Popen[str]
+
+    def deploy(self) -> None:
+        """Deploy its application anew, and wait until it is."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("deploy\n")
+        self.process.stdin.flush()
+        if self.process.stdout.readline() != "deployed\n":
+            raise RuntimeError("the application was not deployed anew")
+
+
 @contextmanager
-def server(kind: str, shop: Shop, encoders: int = 0) -> Iterator[int]:
-    """A server in a process of its own, and its port."""
+def server(kind: str, shop: Shop, *overrides: str) -> Iterator[Running]:
+    """A server in a process of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     audit = shop.own.with_name(f"audit-{kind}.jsonl")
     told = [f"serve.port={port}", f"serve.tokens={shop.own.with_name('tokens.jsonl')}", f"serve.audit={audit}"]
-    command = [
-        sys.executable,
-        str(HERE / "serve_child.py"),
-        kind,
-        str(shop.config),
-        *told,
-        f"serve.encoders={encoders}",
-    ]
+    told += overrides or ["serve.encoders=0"]
+    command = [sys.executable, str(HERE / "serve_child.py"), kind, str(shop.config), *told]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -124,10 +135,10 @@ def server(kind: str, shop: Shop, encoders: int = 0) -> Iterator[int]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        if "ready\n" not in iter(process.stdout.readline, ""):
+        if "ready\n" not in iter(process.stdout.readline, ""):  # others may say something first
             raise RuntimeError(f"the server {kind!r} did not start; try `{' '.join(command)}`")
         _wait_for(port)
-        yield port
+        yield Running(port, process)
     finally:
         process.stdin.close()
         process.wait(120)
@@ -139,7 +150,7 @@ def _wait_for(port: int) -> None:
             socket.create_connection(("127.0.0.1", port), timeout=10).close()
             return
         except OSError:
-            measuring.time.sleep(0.05)
+            sleep(0.05)
     raise RuntimeError(f"nothing listens on port {port}")
 
 
@@ -165,7 +176,7 @@ def measured(kind: str, port: int, shop: Shop, seconds: float, steps: int) -> di
             low = rate
         else:
             high = rate
-    half = loaded(kind, port, shop, max(low, 2.0) / 2, seconds)
+    half = loaded(kind, port, shop, max(low, most / 10) / 2, seconds)
     return {"most": most, "rate": low, "p50": half["p50"], "p99": half["p99"]}
 
 
@@ -186,7 +197,8 @@ def embedded(shop: Shop, seconds: float) -> dict[str, float]:
             answered += EMBED_TEXTS
         return answered
 
-    with server("throughput", shop, encoders=1) as port, ThreadPoolExecutor(EMBED_CALLERS) as pool:
+    with server("throughput", shop, "serve.encoders=1") as running, ThreadPoolExecutor(EMBED_CALLERS) as pool:
+        port = running.port
         list(pool.map(lambda body: ask(port, body, perf_counter() + 1.0), bodies))  # warm
         began = perf_counter()
         answered = sum(pool.map(lambda body: ask(port, body, began + 2 * seconds), bodies))
@@ -225,8 +237,8 @@ def main() -> None:
         shop = made(Path(folder), CUSTOMERS[full])
         for _ in range(ROUNDS[full]):
             for kind in arguments.kinds:
-                with server(kind, shop) as port:
-                    runs[kind].append(measured(kind, port, shop, SECONDS[full], STEPS[full]))
+                with server(kind, shop) as running:
+                    runs[kind].append(measured(kind, running.port, shop, SECONDS[full], STEPS[full]))
                 print(kind, runs[kind][-1], file=sys.stderr, flush=True)
             embeds.append(embedded(shop, SECONDS[full]))
             print(embeds[-1], file=sys.stderr, flush=True)

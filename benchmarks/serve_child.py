@@ -1,6 +1,7 @@
 """One server of benchmarks/serve.py, in a process of its own: `python serve_child.py KIND CONFIG PORT`.
 
-It prints one line when it answers, and ends when its standard input is closed.
+It prints a line when it answers, and ends when its standard input is closed. Every line that it reads before makes it
+deploy the application anew, where Ray Serve is what it runs under.
 """
 
 from __future__ import annotations
@@ -65,11 +66,16 @@ def under_uvicorn(make: Callable[[Config], Any], config: Config) -> None:
 
 def under_serve(config: Config) -> None:
     """The same through Ray Serve, as `ray-profile serve` starts it, until standard input ends."""
+    from ray import serve
+
     from ray_profile.pipelines import serve as serving
 
     serving.start(config)
     print("ready", flush=True)
-    sys.stdin.read()
+    for at, _ in enumerate(sys.stdin):
+        other = config.serve.model_copy(update={"refresh_seconds": 6.0 + at % 2})  # what is the same is not deployed
+        serve.run(serving.bound(config.model_copy(update={"serve": other})), name=serving.NAME, route_prefix="/")
+        print("deployed", flush=True)
     serving.stop()
 
 

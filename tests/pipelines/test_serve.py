@@ -206,6 +206,8 @@ def test_the_command_serves_until_it_is_asked_to_end(
     config: Config, users: list[str], tmp_path: Path, port: int
 ) -> None:
     """As a person has it: a token is made, the server answers those who have it, and SIGTERM ends it in good order."""
+    import psutil
+
     own = port + 1
     file = tmp_path / "tokens.jsonl"
     shop = [f"--set=root={config.root}", "--set=encoder.dtype=float32", f"--set=serve.port={own}"]
@@ -229,6 +231,8 @@ def test_the_command_serves_until_it_is_asked_to_end(
             answer = connection.getresponse()
             answer.read()
             assert answer.status == wanted
+        names = {each.name() for each in psutil.Process(process.pid).children(recursive=True)}
+        assert "haproxy" in names, "it stands before the replicas where there are tokens"
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
