@@ -296,6 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _serve(settings: Config) -> None:
+    from ray_profile.pipelines import proxy
+
+    proxy.prepare(settings.serve)
     try:
         from ray_profile.pipelines import serve as serving
     except ImportError as error:

@@ -192,6 +192,7 @@ class Serve(Frozen):
     port: int = Field(default=8000, ge=1, le=65535)
     tokens: str | None = None  # a file that `ray-profile token new` makes
     jwt: Jwt | None = None  # tokens of an outside issuer; with neither, anybody on this machine may ask
+    proxy: Literal["haproxy", "python"] | None = None  # absent: HAProxy where callers show tokens, without TLS
     tls_certificate: str | None = None  # PEM, with those between it and its authority; absent: no TLS
     tls_key: str | None = None  # its private key, in PEM
     audit: str = "audit.jsonl"  # who looked at whom, appended

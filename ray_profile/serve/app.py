@@ -6,12 +6,11 @@ import asyncio
 import json
 from collections.abc import MutableMapping
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Path, Query, Request, Response, Security
+from fastapi import FastAPI, Header, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
@@ -21,39 +20,18 @@ from ray_profile.serve import contract
 from ray_profile.serve.access import Caller
 from ray_profile.serve.asgi import Application, Receive, Scope, Send
 from ray_profile.serve.bodies import JsonRoute
-from ray_profile.serve.embedding import MAX_TEXTS
 from ray_profile.serve.lookups import CALLER, ROUTE, is_named, straight
 from ray_profile.serve.measures import Measures
-from ray_profile.serve.nearby import MAX_NEAREST
 from ray_profile.serve.problems import MEDIA_TYPE, Problem, fault, insist_on_text, quoted
 from ray_profile.serve.reasons import ATTRIBUTES, why
-from ray_profile.serve.segments import COLUMNS
-from ray_profile.serve.service import MAX_USERS, Service, etag, fields
+from ray_profile.serve.requests import ByPseudonym, Export, Item, Nearest, Rows, Segment, Texts, User, Users
+from ray_profile.serve.service import Service, etag, fields
 
 MAX_BODY = 4 << 20  # bytes
-MAX_ROWS = 5_000  # of one request
 TIMEOUT_SECONDS = 30.0
 OPENAPI = "/v1/openapi.json"
 METRICS = "/metrics"
 JSON = "application/json"
-
-User = Annotated[
-    str,
-    Path(
-        description="The user's own id, as the shop's files write it.",
-        examples=["u-1001"],
-        json_schema_extra=contract.ID,
-    ),
-]
-Item = Annotated[
-    str,
-    Path(
-        description="The item's id, as the shop's files write it.", examples=["tea-17"], json_schema_extra=contract.ID
-    ),
-]
-Nearest = Annotated[int, Query(ge=1, le=MAX_NEAREST, description="How many.")]
-ByPseudonym = Annotated[bool, Query(description="Whether the id is a pseudonym, as answers give them.")]
-
 
 _BEARER = HTTPBearer(auto_error=False, description="A token of `ray-profile token new`.")
 
@@ -65,80 +43,6 @@ async def _asker(request: Request, _: Annotated[Any, Security(_BEARER)]) -> Call
 
 
 Asker = Annotated[Caller, Security(_asker)]
-
-
-class Users(BaseModel):
-    """The body of `profiles:batch`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    users: list[str] = Field(
-        max_length=MAX_USERS, examples=[["u-1001", "u-1002"]], json_schema_extra={"items": contract.ID}
-    )
-
-
-class Texts(BaseModel):
-    """The body of `embed`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    texts: list[str] = Field(
-        max_length=MAX_TEXTS,
-        examples=[["茶香很浓，回购三次了", "The lid leaks."]],
-        json_schema_extra={"items": {"type": "string", "maxLength": MAX_TEXT_CHARS}},
-    )
-
-
-class Row(BaseModel):
-    """A review or an event of the person whose profile is wanted."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    kind: Literal["review", "search", "view", "favourite", "cart", "purchase", "return"]
-    ts: str = Field(description="ISO 8601; without a zone it is UTC.", examples=["2025-11-03T09:12:00"])
-    id: str | None = None
-    item_id: str | None = None
-    title: str | None = None
-    text: str | None = None
-    rating: float | None = Field(default=None, ge=1, le=5)
-    quantity: float | None = None
-    price: float | None = None
-    order_id: str | None = None
-    place: str | None = None
-    device: str | None = None
-
-
-class Rows(BaseModel):
-    """The body of `profiles:compute`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    rows: list[Row] = Field(
-        max_length=MAX_ROWS,
-        examples=[[{"kind": "review", "ts": "2025-11-03T09:12:00", "rating": 5, "text": "茶香很浓，回购三次了"}]],
-    )
-
-
-class Segment(BaseModel):
-    """The body of `segments:count`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    predicate: str = Field(
-        description=f"An SQL expression on {', '.join(COLUMNS)}",
-        examples=["recency_days < 30 AND array_contains(liked, 'green tea') AND sentiment_positive > 0.6"],
-    )
-
-
-class Export(Segment):
-    """The body of `segments:export`."""
-
-    columns: list[str] = Field(
-        default=[],
-        examples=[["monetary", "liked"]],
-        json_schema_extra={"items": {"type": "string", "enum": list(COLUMNS)}},
-    )
-    format: Literal["csv", "parquet"] = "csv"
 
 
 def create(service: Service) -> Application:

@@ -55,6 +55,8 @@ def is_named(tag: str, if_none_match: str) -> bool:
 
 def _is_plain(scope: Scope) -> bool:
     """Whether it asks for a profile by an id that no rule of routing reads in another way, and for nothing more."""
+    if scope["type"] != "http":
+        return False  # a server's start and end
     path: str = scope["path"]
     return (
         path.startswith(_PREFIX)

@@ -82,6 +82,7 @@ _MEANINGS: dict[str, dict[str, tuple[str, object]]] = {
         ),
         "tls_certificate": ("PEM, with those between it and its authority; absent: no TLS", "server.pem"),
         "tls_key": ("its private key, in PEM", "server.key"),
+        "proxy": ("haproxy or python; absent: haproxy where there are tokens. docs/serving.md: its ports", "haproxy"),
         "audit": ("who looked at whom, appended", None),
         "cache": ("where copies of an index on S3 lie", None),
         "replicas": ("of the look-ups: a number, or { min = 1, max = 4 } as the load wants them", None),

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -129,28 +130,54 @@ def test_a_new_version_is_served_without_a_failed_request(running: Config, users
     assert set(answers) == {200}
 
 
-def test_a_killed_replica_is_replaced_and_one_retry_is_enough(running: Config, users: list[str]) -> None:
-    """200 requests while a replica's process is killed: none fails twice."""
+def test_kills_and_a_new_deployment_cost_at_most_a_retry(running: Config, users: list[str]) -> None:
+    """3,000 requests of four callers while two replicas are killed and the application is deployed anew: none fails
+    twice, and afterwards there are as many replicas as before, none of them an old one."""
+    from ray import serve
+
+    from ray_profile.pipelines import serve as serving
+
+    def kill_one() -> None:
+        while len(replicas("Profiles")) < 2:  # the other one answers until this one is replaced
+            ask(port, "/healthz")
+        next(iter(replicas("Profiles").values())).kill()
+
+    def deploy() -> None:
+        other = running.serve.model_copy(update={"refresh_seconds": 0.3})
+        changed = running.model_copy(update={"serve": other})
+        serve.run(serving.bound(changed), name=serving.NAME, route_prefix="/")
+
+    def attempt(path: str) -> int:
+        try:
+            return ask(port, path)[0]
+        except (OSError, http.client.HTTPException):
+            return 0
+
+    def caller(numbers: range) -> None:
+        for at in numbers:
+            path = f"/v1/profiles/{quote(users[at % len(users)])}"
+            if attempt(path) != 200 and attempt(path) != 200:
+                lost.append(at)
+            with lock:
+                done.append(at)
+                due = disturbances.get(len(done))
+            if due is not None:
+                due()
+
     port = running.serve.port
     before = replicas("Profiles")
     assert len(before) == 2
-    lost = 0
-    for at in range(200):
-        if at == 50:
-            next(iter(before.values())).kill()
-        path = f"/v1/profiles/{quote(users[at % len(users)])}"
-        for attempt in range(2):
-            try:
-                status, _ = ask(port, path)
-            except OSError:
-                status = 0
-            if status == 200:
-                break
-            lost += attempt
-    assert lost == 0
-    while len(replicas("Profiles")) < 2:  # the test's own time limit ends it if there never is another
+    lost: list[int] = []
+    done: list[int] = []
+    lock = threading.Lock()
+    disturbances = {500: kill_one, 1_000: deploy, 2_000: kill_one}
+    with ThreadPoolExecutor(4) as callers:
+        list(callers.map(caller, [range(at, 3_000, 4) for at in range(4)]))
+    assert len(done) == 3_000
+    assert not lost
+    while len(replicas("Profiles")) != 2:  # the test's own time limit ends it if there never are
         assert ask(port, "/healthz")[0] == 200
-    assert set(replicas("Profiles")) - set(before)
+    assert not set(replicas("Profiles")) & set(before)
 
 
 def test_a_killed_encoder_is_missed_at_readyz_and_look_ups_go_on(running: Config, users: list[str]) -> None:
@@ -247,16 +274,20 @@ def test_what_is_not_there_is_named_before_anything_starts(config: Config, tmp_p
         index(nowhere, local=True)
 
 
+@pytest.mark.parametrize("secured", [True, False])
 def test_the_command_serves_until_it_is_asked_to_end(
-    config: Config, users: list[str], tmp_path: Path, port: int
+    config: Config, users: list[str], tmp_path: Path, port: int, secured: bool
 ) -> None:
-    """As a person has it: a token is made, the server answers those who have it, by TLS alone, and SIGTERM ends it in
-    good order."""
+    """As a person has it: a token is made, the server answers those who have it, by TLS alone or behind HAProxy, and
+    SIGTERM ends it in good order."""
+    import psutil
+
     own, pair = port + 1, certificates.made(tmp_path)
     file = tmp_path / "tokens.jsonl"
     shop = [f"--set=root={config.root}", "--set=encoder.dtype=float32", f"--set=serve.port={own}"]
-    shop += [f"--set=serve.tokens={file}", f"--set=serve.audit={tmp_path}/audit.jsonl"]
-    shop += [f"--set=serve.tls_certificate={pair.certificate}", f"--set=serve.tls_key={pair.key}"]
+    shop += [f"--set=serve.tokens={file}", f"--set=serve.audit={tmp_path}/audit.jsonl", "--set=serve.encoders=0"]
+    if secured:
+        shop += [f"--set=serve.tls_certificate={pair.certificate}", f"--set=serve.tls_key={pair.key}"]
     from_file = ["--config", str(_config_file(config))]
     command = [sys.executable, "-m", "ray_profile"]
     made = subprocess.run(
@@ -269,16 +300,21 @@ def test_the_command_serves_until_it_is_asked_to_end(
     )
     try:
         assert process.stdout is not None
-        assert f"https://127.0.0.1:{own}" in process.stdout.readline()
-        trusted = ssl.create_default_context(cafile=pair.authority)
-        connection = http.client.HTTPSConnection("127.0.0.1", own, timeout=30, context=trusted)
+        assert f"http{'s' * secured}://127.0.0.1:{own}" in process.stdout.readline()
+        connection = http.client.HTTPConnection("127.0.0.1", own, timeout=30)
+        if secured:
+            trusted = ssl.create_default_context(cafile=pair.authority)
+            connection = http.client.HTTPSConnection("127.0.0.1", own, timeout=30, context=trusted)
         for token, wanted in ((made.stdout.strip(), 200), ("rp_none", 401)):
             connection.request("GET", f"/v1/profiles/{quote(users[0])}", headers={"Authorization": f"Bearer {token}"})
             answer = connection.getresponse()
             answer.read()
             assert answer.status == wanted
-        with pytest.raises((OSError, http.client.HTTPException)):
-            ask(own, "/healthz")
+        if secured:
+            with pytest.raises((OSError, http.client.HTTPException)):
+                ask(own, "/healthz")
+        names = {each.name() for each in psutil.Process(process.pid).children(recursive=True)}
+        assert ("haproxy" in names) != secured, "it stands before the replicas where there are tokens and no TLS"
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

@@ -144,6 +144,20 @@ def test_a_profile_is_found_without_the_framework(server: Any, user: str) -> Non
             alone("GET", path, query, [])
 
 
+def test_a_server_that_starts_and_ends_is_no_request(server: Any) -> None:
+    told = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    sent: list[str] = []
+
+    async def receive() -> Any:
+        return told.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    asyncio.run(app.create(server.service)({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send))
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
 def test_a_fault_is_told_alike_and_logged_without_an_id(
     both: tuple[Asked, Asked], tokens: dict[str, str | None], user: str, caplog: pytest.LogCaptureFixture
 ) -> None:

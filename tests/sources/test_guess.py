@@ -97,7 +97,7 @@ def test_starter_with_every_comment_made_a_key_is_valid_and_changes_no_default()
     examples = {"cpus", "encoders", "gpus_per_encoder"}  # their default is what the machine has
     assert made.build.model_dump(exclude=examples) == plain.build.model_dump(exclude=examples)
     assert made.serve.jwt is not None
-    secured = {"tokens", "jwt", "tls_certificate", "tls_key"}  # they have examples alone
+    secured = {"tokens", "jwt", "tls_certificate", "tls_key", "proxy"}  # they have examples alone
     assert made.serve.model_dump(exclude=secured) == plain.serve.model_dump(exclude=secured)
     assert made.sources["orders"].columns["user_id"] == "customer"
 
