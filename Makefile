@@ -2,7 +2,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-BENCHMARKS := startup encode fold overhead increment memory store
+BENCHMARKS := startup encode fold overhead increment memory store serve serve_kills
 INSTALLED := .venv/.installed
 
 .PHONY: demo test lint fast bench clean
