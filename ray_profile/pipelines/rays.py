@@ -61,6 +61,7 @@ class RayEngine:
         self._gpus_per_encoder = asked if asked is not None else min(gpus, 1.0)
         some = int(gpus / self._gpus_per_encoder) if self._gpus_per_encoder else 1
         self._encoders = config.build.encoders or max(some, 1)
+        self._labels = config.build.encoder_labels
         self._insist_on(gpus)
         self._device = "cuda" if self._gpus_per_encoder else "cpu"  # not whatever a worker happens to see
         self._texts: list[Any] = []
@@ -165,7 +166,8 @@ class RayEngine:
 
     def _text_actors(self, count: int) -> list[Any]:
         """At least so many actors that encode texts which are no rows; they stay until a fold needs their room."""
-        actor: Any = ray.remote(_TextActor).options(num_cpus=self._cpus_per_encoder, num_gpus=self._gpus_per_encoder)
+        wanted: dict[str, Any] = {"num_cpus": self._cpus_per_encoder, "num_gpus": self._gpus_per_encoder}
+        actor: Any = ray.remote(_TextActor).options(**wanted, label_selector=self._labels)
         while len(self._texts) < count:
             self._texts.append(actor.remote(self._config.encoder, self._device, self._threads))
         return self._texts
@@ -192,6 +194,7 @@ class RayEngine:
                 compute=ActorPoolStrategy(size=self._encoders),
                 num_cpus=self._cpus_per_encoder,
                 num_gpus=self._gpus_per_encoder or None,
+                label_selector=self._labels,
                 **whole,
             )
             parts.append(encoded.map_batches(fold, num_cpus=1, **whole))

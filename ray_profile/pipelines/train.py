@@ -133,7 +133,9 @@ def room(settings: Train) -> tuple[float, float, str, int]:
 
 def _run_of(config: Config, corpus: Corpus) -> str:
     """The name of a run: the same for the same data, settings and base model."""
-    settings = config.train.model_dump(exclude={"name", "workers", "track", "max_failures", "checkpoint_steps"})
+    settings = config.train.model_dump(
+        exclude={"name", "workers", "worker_labels", "track", "max_failures", "checkpoint_steps"}
+    )
     base = model_digest(resolve(config.encoder.model), config.encoder)
     return f"{config.train.name}-{configuration.digest([corpus.digest, settings, base])}"
 

@@ -42,7 +42,8 @@ from ray_profile.train_config import Train
 
 OUTDONE = "outdone"  # how a trial ended that ASHA stopped
 NEXT_TO_NOTHING = {"memory": 1.0}  # byte, of a trial itself: nothing is refused, and its workers may need every core
-_ASIDE = {"name", "workers", "track", "max_failures", "checkpoint_steps"}  # of [train]: what makes no other search
+#: Of [train]: what makes no other search.
+_ASIDE = {"name", "workers", "worker_labels", "track", "max_failures", "checkpoint_steps"}
 
 
 @dataclass

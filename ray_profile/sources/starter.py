@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -72,6 +72,7 @@ _MEANINGS: dict[str, dict[str, tuple[str, object]]] = {
         "cpus": ("for Ray on this machine; absent: all", 8),
         "encoders": ("encoder workers; absent: one a GPU, one where there is none", 1),
         "gpus_per_encoder": ("absent: 1 where Ray has GPUs when a run starts, else 0", 0.0),
+        "encoder_labels": ("of a cluster's nodes that encoders may run on; absent: on any", {"pool": "encode"}),
     },
     "serve": {
         "host": ("another one than this machine's own needs tokens", None),
@@ -147,7 +148,9 @@ def starter() -> str:
 
 
 def toml(value: object) -> str:
-    """A string, number, flag, or list of strings as TOML."""
+    """A string, number, flag, list of strings, or table of them as TOML."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{bare_key(key)} = {toml(each)}" for key, each in value.items()) + " }"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(toml(each) for each in value) + "]"
     if isinstance(value, float):

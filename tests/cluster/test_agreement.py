@@ -115,7 +115,9 @@ def test_everything_that_a_person_must_replace_is_in_the_readme() -> None:
         text = re.sub(r"#.*", "", path.read_text())
         text = re.sub(r"\b(?:RAY|AWS)_\w+|\$\w+", "", text)
         used |= set(
-            re.findall(r"(?<![\w-])(BUCKET|SOURCES|REGION|[A-Z]{2,}_[A-Z0-9_]+|[A-Z]+GROUP|SUBNETWORK)(?![\w-])", text)
+            re.findall(
+                r"(?<![\w-])(BUCKET|SOURCES|REGION|[A-Z][A-Z0-9]+_[A-Z0-9_]+|[A-Z]+GROUP|SUBNETWORK)(?![\w-])", text
+            )
         )
     assert used - known == set()
     assert known - used == set()
