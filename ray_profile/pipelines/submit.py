@@ -38,19 +38,19 @@ class Job:
     def follow(self, show: Callable[[str], None], begun: Callable[[], None] = lambda: None) -> int:
         """Hand the log on, piece by piece as it comes, until the job has ended; the exit code of its command.
 
-        `begun` is called once, from when on Ctrl-C ends this cleanly. A connection that breaks is made again, and nothing is shown twice. Raises `BuildFailed` where the cluster
-        cannot be asked any more: the job itself may go on.
+        `begun` is called once, from when on Ctrl-C ends this cleanly. A connection that breaks is made again, and
+        nothing is shown twice. Raises `BuildFailed` where the cluster cannot be asked any more: the job may go on.
         """
         shown, lost = 0, 0
 
         async def tail() -> None:
-            nonlocal shown, lost, begun
+            nonlocal shown, begun
             begun()
             begun, at = (lambda: None), 0
             async for text in self.client.tail_job_logs(self.id):
                 show(text[max(0, shown - at) :])  # each connection begins with the first line
                 at += len(text)
-                shown, lost = max(shown, at), 0
+                shown = max(shown, at)
 
         while True:
             try:
@@ -64,6 +64,7 @@ class Job:
                         f"`{self.again}` shows its log"
                     ) from error
             else:
+                lost = 0
                 if info.status.is_terminal():
                     return _code(info.status, info.driver_exit_code)
             time.sleep(PAUSE_SECONDS)
