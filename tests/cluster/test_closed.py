@@ -144,7 +144,8 @@ def test_network_policies_let_strangers_reach_only_what_is_listed() -> None:
                 if "ipBlock" in peer:
                     assert "169.254.0.0/16" in peer["ipBlock"]["except"], f"{name} lets pods take the node's own role"
                     assert {port["port"] for port in rule["ports"]} <= {443, 6443}
-    assert let_in == {8265: {"kuberay-system"}, 8000: {"yes"}, 8080: {"monitoring"}}
+    monitored = {port: {"monitoring"} for port in (8080, 44217, 44227)}
+    assert let_in == {8265: {"kuberay-system"}, 8000: {"yes"}} | monitored
     assert {port for port in let_in if port in PRIVATE_PORTS} == {8265}  # to the operator alone
 
 
