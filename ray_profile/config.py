@@ -190,6 +190,13 @@ class Build(Frozen):
     encoder_labels: dict[str, str] | None = None  # of the nodes that encoders may run on; absent: on any
 
 
+class Cluster(Frozen):
+    """`[cluster]`: how far an autoscaling cluster grows, which Ray does not say; absent: what runs at the start."""
+
+    cpus: int | None = Field(default=None, ge=1)  # of all workers that its file allows
+    gpus: int | None = Field(default=None, ge=0)
+
+
 class Serve(Frozen):
     """`[serve]`: the endpoint."""
 
@@ -213,6 +220,7 @@ class Config(Frozen):
     privacy: Privacy = Privacy()
     state: State = State()
     build: Build = Build()
+    cluster: Cluster = Cluster()
     train: Train = Train()
     tune: Tune = Tune()
     serve: Serve = Serve()

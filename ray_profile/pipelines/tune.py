@@ -85,7 +85,7 @@ def tune_encoder(config: Config, progress: Told | None = None) -> Tuned:
     taxonomy = Taxonomy.load(config.taxonomy.path) if config.taxonomy.path else None
     engine = RayEngine(config, progress or no_progress)
     try:
-        place = training.room(config.train)
+        place = training.room(config.train, config.cluster)
         corpus = examples.prepare(config, root, taxonomy, clock, engine)
         name = _name(config, corpus)
         trial = partial(_trial, config=config, root=root, corpus=corpus, name=name, place=place)

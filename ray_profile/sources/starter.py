@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from ray_profile.config import Build, Encoder, Privacy, Serve, Source, State, Taxonomy
+from ray_profile.config import Build, Cluster, Encoder, Privacy, Serve, Source, State, Taxonomy
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -74,6 +74,10 @@ _MEANINGS: dict[str, dict[str, tuple[str, object]]] = {
         "gpus_per_encoder": ("absent: 1 where Ray has GPUs when a run starts, else 0", 0.0),
         "encoder_labels": ("of a cluster's nodes that encoders may run on; absent: on any", {"pool": "encode"}),
     },
+    "cluster": {
+        "cpus": ("what all its workers may have together; absent: what runs when a command starts", 288),
+        "gpus": ("likewise", 12),
+    },
     "serve": {
         "host": ("another one than this machine's own needs tokens", None),
         "port": ("where the endpoint listens", None),
@@ -95,6 +99,7 @@ _SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "privacy": (Privacy, "Pseudonyms and redaction. Without a key, user ids pass unchanged."),
     "state": (State, "Fixed when the root is made."),
     "build": (Build, "How a run works; none of it changes what comes out."),
+    "cluster": (Cluster, "What an autoscaling cluster may grow to, by its own file."),
     "serve": (Serve, "The endpoint, `ray-profile serve`. docs/serving.md says who may ask for what."),
 }
 

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import ray_profile
-from ray_profile.config import Config, parse
+from ray_profile.config import parse
 
 ROOT = manifests.CLUSTER.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -29,6 +29,11 @@ def images(value: Any) -> set[str]:
     if isinstance(value, dict):
         return {str(inner) for key, inner in value.items() if key == "image"}.union(*map(images, value.values()))
     return set().union(*map(images, value)) if isinstance(value, list) else set()
+
+
+def types_of(name: str) -> int:
+    """The most nodes of a type that any `ray up` file allows."""
+    return min(int(manifests.ray_up(file)["available_node_types"][name]["max_workers"]) for file in manifests.RAY_UP)
 
 
 def pins() -> dict[str, Version]:
@@ -90,7 +95,12 @@ def test_entrypoints_are_scripts_that_there_are() -> None:
 def test_the_configuration_in_the_readme_is_one() -> None:
     (block,) = [each for each in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "[privacy]" in each]
     config = parse(tomllib.loads(block))
-    assert isinstance(config, Config)
+    for name in manifests.RAY_UP:
+        types = manifests.ray_up(name)["available_node_types"].values()
+        for kind, stated in (("CPU", config.cluster.cpus), ("GPU", config.cluster.gpus)):
+            assert sum(node["max_workers"] * node["resources"].get(kind, 0) for node in types) == stated
+    assert config.build.encoders is not None
+    assert config.build.encoders <= types_of("encode")
     mounts = [
         mount["mountPath"]
         for _, spec in manifests.rays()
