@@ -12,6 +12,7 @@ import pytest
 import ray
 from packaging.requirements import Requirement
 from packaging.version import Version
+from ray._private.label_utils import validate_node_labels
 
 import ray_profile
 from ray_profile.config import parse
@@ -99,6 +100,16 @@ def test_the_configuration_in_the_readme_is_one() -> None:
         types = manifests.ray_up(name)["available_node_types"].values()
         for kind, stated in (("CPU", config.cluster.cpus), ("GPU", config.cluster.gpus)):
             assert sum(node["max_workers"] * node["resources"].get(kind, 0) for node in types) == stated
+    wanted = {"encode": config.build.encoder_labels, "train": config.train.worker_labels}
+    for name, labels in wanted.items():
+        assert labels
+        validate_node_labels(labels)
+        groups = [group for _, spec in manifests.rays() for group in spec["workerGroupSpecs"]]
+        found = [group["labels"] for group in groups if group["groupName"] == name]
+        found += [manifests.ray_up(file)["available_node_types"][name]["labels"] for file in manifests.RAY_UP]
+        assert len(found) == 4
+        assert all(each == labels for each in found)
+    assert config.train.most_workers <= types_of("train")
     assert config.build.encoders is not None
     assert config.build.encoders <= types_of("encode")
     mounts = [

@@ -67,10 +67,6 @@ def test_ray_up_heads_run_no_work_and_workers_come_and_go(name: str) -> None:
     spot = {"aws": "InstanceMarketOptions", "gcp": "scheduling"}[config["provider"]["type"]]
     assert "spot" in str(types["encode"]["node_config"][spot]).lower()
     assert "spot" not in str(types["train"]["node_config"].get(spot, "")).lower()
-    for name_of, node in types.items():
-        if "labels" in node:
-            market = "on-demand" if name_of == "train" else "spot"
-            assert node["labels"]["ray.io/market-type"] == market
 
 
 @pytest.mark.parametrize(("name", "spec"), RAYS, ids=names)
