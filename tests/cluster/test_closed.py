@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import manifests
 import pytest
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.autoscaler._private.util import validate_config
 
 KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "10000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
 PRIVATE_PORTS = {6379, 8265, 10001, 52365}  # GCS, dashboard and Jobs, client, agent
@@ -87,15 +90,22 @@ def test_pods_want_a_token_notice_a_silent_cut_and_are_nobodys_root(name: str, s
 
 @pytest.mark.parametrize(("name", "spec"), RAYS, ids=names)
 def test_heads_run_no_work_and_gpus_are_there_only_for_a_job(name: str, spec: dict[str, Any]) -> None:
+    """As Ray's own autoscaler understands the manifest."""
     assert spec["enableInTreeAutoscaling"] is True
-    assert spec["autoscalerOptions"]["idleTimeoutSeconds"] <= 900
-    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    for group in spec["workerGroupSpecs"]:
-        (container,) = group["template"]["spec"]["containers"]
-        gpus = int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
-        least = group["minReplicas"]
-        assert least == group["replicas"] <= group["maxReplicas"]
-        assert least == 0 or (name == "rayservice.yaml" and not gpus)
+    resource = {"metadata": {"name": "c", "namespace": "ray-profile"}, "spec": copy.deepcopy(spec)}
+    config = _derive_autoscaling_config_from_ray_cr(resource)
+    validate_config(config)
+    assert 0 < config["idle_timeout_minutes"] <= 15
+    types = config["available_node_types"]
+    head = types.pop(config["head_node_type"])
+    assert (head["resources"]["CPU"], head["resources"]["GPU"], head["max_workers"]) == (0, 0, 0)
+    for group, node in types.items():
+        gpus = node["resources"].get("GPU", 0)
+        assert gpus == (1 if group in ("encode", "train") else 0)
+        assert node["resources"]["CPU"] >= 4
+        assert node.get("labels", {}) == ({"ray-profile/pool": group} if gpus else {})
+        assert node["min_workers"] == (1 if name == "rayservice.yaml" else 0)
+        assert node["min_workers"] < node["max_workers"] <= 12
 
 
 def test_jobs_leave_no_cluster_behind() -> None:
