@@ -236,6 +236,39 @@ def serve(
     _serve(_load(config, overrides))
 
 
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def submit(
+    ctx: typer.Context,
+    command: Annotated[str, typer.Argument(help="build, train, tune, index or compact; its own options may follow.")],
+    address: Annotated[str, typer.Option("--address", help="The cluster's dashboard: http://127.0.0.1:8265")],
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Run a command as a job of a cluster, and follow it: its log, its summary, its exit code."""
+    from ray_profile.pipelines import submit as submitting
+
+    job = submitting.submit(address, command, config, ctx.args)
+    told = f"submitted as {job.id}; Ctrl-C asks whether to stop it"
+    try:
+        code = job.follow(lambda text: typer.echo(text, nl=False), lambda: typer.echo(told, err=True))
+    except KeyboardInterrupt as error:
+        if _agreed("stop the job?"):
+            job.stop()
+            code = job.follow(lambda _: None)
+        else:
+            typer.echo(f"the job goes on; `{job.again}` shows its log", err=True)
+            raise typer.Exit(INTERRUPTED) from error
+    if code:
+        raise typer.Exit(code)
+
+
+def _agreed(question: str) -> bool:
+    """Whether a person says yes; where nobody answers, no."""
+    try:
+        return typer.confirm(question, err=True)
+    except (typer.Abort, KeyboardInterrupt):
+        return False
+
+
 tokens = typer.Typer(no_args_is_help=True, help="Who may ask the endpoint.")
 app.add_typer(tokens, name="token")
 

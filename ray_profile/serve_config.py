@@ -1,10 +1,10 @@
-"""Parts of `[serve]` that have keys of their own."""
+"""`[serve]` and its parts."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator
@@ -66,6 +66,35 @@ Replicas = Annotated[
     Annotated[int, Field(ge=0), Tag(FORMS[0])] | Annotated[Span, Tag(FORMS[1])],
     Discriminator(lambda value: FORMS[isinstance(value, Mapping | Span)]),
 ]
+
+
+class Serve(Frozen):
+    """`[serve]`: the endpoint."""
+
+    host: str = "127.0.0.1"  # another one needs tokens
+    port: int = Field(default=8000, ge=1, le=65535)
+    tokens: str | None = None  # a file that `ray-profile token new` makes
+    jwt: Jwt | None = None  # tokens of an outside issuer; with neither, anybody on this machine may ask
+    proxy: Literal["haproxy", "python"] | None = None  # absent: HAProxy where callers show tokens, without TLS
+    tls_certificate: str | None = None  # PEM, with those between it and its authority; absent: no TLS
+    tls_key: str | None = None  # its private key, in PEM
+    audit: str = "audit.jsonl"  # who looked at whom, appended
+    cache: str = "~/.cache/ray_profile/index"  # where copies of an index on S3 lie
+    replicas: Replicas = 1  # of the look-ups: a number, or { min = 1, max = 4 } as the load wants them
+    encoders: Replicas = 1  # the same of the encoder, for /v1/embed; 0: none is loaded
+    refresh_seconds: float = Field(default=5.0, gt=0)  # between looks for a newer index
+
+    @field_validator("replicas")
+    @classmethod
+    def _somebody_answers(cls, value: int | Span) -> int | Span:
+        if value == 0:
+            raise ValueError("nobody would answer; 1 is the least")
+        return value
+
+    @property
+    def asks_who(self) -> bool:
+        """Whether callers have to show a token."""
+        return self.tokens is not None or self.jwt is not None
 
 
 def least(replicas: int | Span) -> int:

@@ -129,6 +129,7 @@ class Train(Frozen):
     gradient_clip: float = Field(default=1.0, gt=0)
     workers: int | tuple[int, int] = 2  # a pair: elastic between them
     gpus_per_worker: float | None = None  # absent: 1 where Ray has GPUs
+    worker_labels: dict[str, str] | None = None  # of the nodes that workers may run on; absent: on any
     engine: Literal["deepspeed", "ddp"] = "deepspeed"
     deepspeed: DeepSpeed = DeepSpeed()
     peft: Peft | None = None

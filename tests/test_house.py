@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 #: Each layer may import itself and what stands before it.
 LAYERS = (
-    ("schema", "state", "frozen", "train_config", "serve_config", "config", "errors"),
+    ("schema", "state", "frozen", "remote", "train_config", "serve_config", "config", "errors"),
     ("sources", "encode", "store"),
     ("profile",),
     ("train", "apply", "serve"),
@@ -91,7 +91,7 @@ def test_every_kind_has_a_weight_and_every_reason_in_the_code_a_sentence() -> No
 
 def test_the_commands_are_those_that_are_documented() -> None:
     names = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert names == {"init", "build", "show", "status", "compact", "demo", "train", "tune", "index", "serve"}
+    assert names == {"init", "build", "show", "status", "compact", "demo", "train", "tune", "index", "serve", "submit"}
     readme = (ROOT / "README.md").read_text()
     for name in names:
         assert f"ray-profile {name}" in readme, f"README does not mention {name}"

@@ -19,10 +19,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-import fsspec
-
 from ray_profile import config
 from ray_profile.errors import TaxonomyError
+from ray_profile.remote import read
 
 _ID = re.compile(r"[\w.\-/]+")
 _STRINGS = ("id", "name", "description", "parent")
@@ -55,15 +54,17 @@ class Taxonomy:
 
     @classmethod
     def load(cls, path: str) -> Taxonomy:
-        """Read a local or `s3://` TOML file; raises `TaxonomyError` for a file or an entry that is wrong."""
+        """Read a local or `s3://` TOML file.
+
+        Raises `TaxonomyError` for a file or an entry that is wrong, and `StorageError` where a store does not give it.
+        """
         try:
-            with fsspec.open(path, "rb") as file:
-                data = tomllib.loads(file.read().decode("utf-8"))
+            data = tomllib.loads(read(path).decode("utf-8"))
         except FileNotFoundError as error:
             raise TaxonomyError(f"taxonomy.path {path!r}: there is no such file; write one with [[tags]].") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise TaxonomyError(f"{path} is no valid TOML: {error}") from error
-        except (OSError, ValueError, ImportError) as error:
+        except OSError as error:
             raise TaxonomyError(f"taxonomy.path {path!r} cannot be read ({error}); check the address.") from error
         return cls.parse(data, path)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import ray
 
+from ray_profile.config import Cluster
+
 MAX_IDLE_WORKERS = 16
 
 
@@ -25,6 +27,12 @@ def connected(cpus: int | None) -> bool:
     system = {"num_workers_soft_limit": MAX_IDLE_WORKERS}
     ray.init("local", num_cpus=cpus, _system_config=system, **quiet)
     return True
+
+
+def most(settings: Cluster) -> tuple[float, float]:
+    """(CPUs, GPUs) that a connected Ray has, or by `[cluster]` may have once its autoscaler has brought more."""
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(have.get("CPU", 1.0), settings.cpus or 0.0), max(have.get("GPU", 0.0), settings.gpus or 0.0)
 
 
 def can_grow() -> bool:

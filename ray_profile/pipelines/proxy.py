@@ -17,8 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from ray_profile.config import Serve
 from ray_profile.errors import ConfigError
+from ray_profile.serve_config import Serve
 
 Proxy = Literal["haproxy", "python"]
 DRAIN_SECONDS = 3  # that a replica which is to end goes on answering, so that HAProxy has heard of it

@@ -26,7 +26,7 @@ from ray_profile.config import Encoder as Settings
 from ray_profile.encode.tokens import Tokenizer
 from ray_profile.errors import BuildFailed, ConfigError, RayProfileError
 from ray_profile.pipelines import buckets, work
-from ray_profile.pipelines.cluster import connected
+from ray_profile.pipelines.cluster import connected, most
 from ray_profile.pipelines.engine import Progress
 from ray_profile.pipelines.report import Report, by_file
 from ray_profile.pipelines.shuffle import REPORT, Shuffle, folded
@@ -55,12 +55,12 @@ class RayEngine:
         self._config = config
         self._progress = progress
         self._started = connected(config.build.cpus)
-        have = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        cpus, gpus = have.get("CPU", 1.0), have.get("GPU", 0.0)
+        cpus, gpus = most(config.cluster)
         asked = config.build.gpus_per_encoder
         self._gpus_per_encoder = asked if asked is not None else min(gpus, 1.0)
         some = int(gpus / self._gpus_per_encoder) if self._gpus_per_encoder else 1
         self._encoders = config.build.encoders or max(some, 1)
+        self._labels = config.build.encoder_labels
         self._insist_on(gpus)
         self._device = "cuda" if self._gpus_per_encoder else "cpu"  # not whatever a worker happens to see
         self._texts: list[Any] = []
@@ -75,14 +75,19 @@ class RayEngine:
         context.raise_original_map_exception = True
 
     def _insist_on(self, gpus: float) -> None:
-        """A machine of our own will never have more than it has: without this the run would wait for ever."""
+        """A machine of our own, or a cluster that says how far it grows, will never have more than that: without this
+        the run would wait for ever."""
         wanted = self._encoders * self._gpus_per_encoder
-        if self._started and "RAY_ADDRESS" not in os.environ and wanted > gpus:
+        own = self._started and "RAY_ADDRESS" not in os.environ
+        if wanted <= gpus or not (own or self._config.cluster.gpus is not None):
+            return
+        if self._started:
             ray.shutdown()
-            raise ConfigError(
-                f"build.encoders x build.gpus_per_encoder asks for {wanted:g} GPUs, and this machine has {gpus:g}; "
-                "lower them (0 GPUs encodes on the CPU), or name a cluster in RAY_ADDRESS"
-            )
+        there = f"this machine has {gpus:g}" if own else f"the cluster may grow to {gpus:g} (cluster.gpus)"
+        raise ConfigError(
+            f"build.encoders x build.gpus_per_encoder asks for {wanted:g} GPUs, and {there}; "
+            "lower them (0 GPUs encodes on the CPU), or name a cluster with more in RAY_ADDRESS"
+        )
 
     def close(self) -> None:
         """Stop Ray if this engine started it."""
@@ -165,7 +170,8 @@ class RayEngine:
 
     def _text_actors(self, count: int) -> list[Any]:
         """At least so many actors that encode texts which are no rows; they stay until a fold needs their room."""
-        actor: Any = ray.remote(_TextActor).options(num_cpus=self._cpus_per_encoder, num_gpus=self._gpus_per_encoder)
+        wanted: dict[str, Any] = {"num_cpus": self._cpus_per_encoder, "num_gpus": self._gpus_per_encoder}
+        actor: Any = ray.remote(_TextActor).options(**wanted, label_selector=self._labels)
         while len(self._texts) < count:
             self._texts.append(actor.remote(self._config.encoder, self._device, self._threads))
         return self._texts
@@ -192,6 +198,7 @@ class RayEngine:
                 compute=ActorPoolStrategy(size=self._encoders),
                 num_cpus=self._cpus_per_encoder,
                 num_gpus=self._gpus_per_encoder or None,
+                label_selector=self._labels,
                 **whole,
             )
             parts.append(encoded.map_batches(fold, num_cpus=1, **whole))

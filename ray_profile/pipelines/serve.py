@@ -26,7 +26,7 @@ from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
-from ray_profile.config import Config, Serve, load
+from ray_profile.config import Config, load
 from ray_profile.encode.taxonomy import Taxonomy
 from ray_profile.errors import ConfigError, RootError
 from ray_profile.pipelines.cluster import can_grow, connected
@@ -44,7 +44,7 @@ from ray_profile.serve.outside import Outside
 from ray_profile.serve.problems import Problem
 from ray_profile.serve.segments import Segments
 from ray_profile.serve.service import MAX_EMBEDDING, Compute, Service
-from ray_profile.serve_config import Span, is_loopback, least, most
+from ray_profile.serve_config import Serve, Span, is_loopback, least, most
 from ray_profile.store.index import Index, Manifest, current
 from ray_profile.store.root import Root
 from ray_profile.store.scan import scan_files

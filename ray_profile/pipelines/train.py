@@ -18,17 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from ray_profile import config as configuration
-from ray_profile.config import Config
+from ray_profile.config import Cluster, Config
 from ray_profile.encode.heads import SENTIMENTS, tag_vectors
 from ray_profile.encode.taxonomy import Taxonomy
 from ray_profile.encode.trained import Heads
 from ray_profile.encode.weights import model_digest, resolve
 from ray_profile.errors import ConfigError, TrainingDiverged
 from ray_profile.pipelines import examples, fresh, trainer
-from ray_profile.pipelines.cluster import can_grow
+from ray_profile.pipelines.cluster import can_grow, most
 from ray_profile.pipelines.engine import Progress as Told
 from ray_profile.pipelines.engine import no_progress
 from ray_profile.pipelines.examples import Corpus
@@ -81,7 +80,7 @@ def train(config: Config, progress: Told | None = None, trace: str | None = None
     taxonomy = Taxonomy.load(config.taxonomy.path) if config.taxonomy.path else None
     engine = RayEngine(config, progress or no_progress)
     try:
-        gpus, cpus, device, threads = room(config.train)
+        gpus, cpus, device, threads = room(config.train, config.cluster)
         watch.mark("start")
         corpus = examples.prepare(config, root, taxonomy, clock, engine)
         watch.mark("examples")
@@ -112,28 +111,30 @@ def based(config: Config, root: Root, clock: datetime) -> Config:
     return fresh.started(config, config.train.init, root, clock)
 
 
-def room(settings: Train) -> tuple[float, float, str, int]:
+def room(settings: Train, cluster: Cluster) -> tuple[float, float, str, int]:
     """(GPUs and CPUs of a worker, device, threads), after Ray has started.
 
-    Raises `ConfigError` where a cluster that cannot grow lacks the room for the fewest workers.
+    Raises `ConfigError` where a cluster lacks the room for the fewest workers, and cannot grow so far.
     """
-    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus, gpus = have.get("CPU", 1.0), have.get("GPU", 0.0)
+    cpus, gpus = most(cluster)
     wanted = settings.gpus_per_worker if settings.gpus_per_worker is not None else min(gpus, 1.0)
-    least, most = settings.workers if isinstance(settings.workers, tuple) else (settings.workers,) * 2
+    least = settings.workers[0] if isinstance(settings.workers, tuple) else settings.workers
     for kind, of_each, there in (("GPU", wanted, gpus), ("CPU", 1.0, cpus)):
         if least * of_each > there and not can_grow():
             raise ConfigError(
                 f"train.workers asks for {least} workers with {of_each:g} {kind} each, and Ray has {there:g} {kind}s; "
-                f"lower train.workers to {int(there / of_each)}, or name a cluster with more in RAY_ADDRESS"
+                f"lower train.workers to {int(there / of_each)}, name a cluster with more in RAY_ADDRESS, or say under "
+                "[cluster] how far this one grows"
             )
-    threads = max(1, min(os.cpu_count() or 1, int(cpus)) // most)
+    threads = max(1, min(os.cpu_count() or 1, int(cpus)) // settings.most_workers)
     return wanted, 1.0, "cuda" if wanted else "cpu", threads
 
 
 def _run_of(config: Config, corpus: Corpus) -> str:
     """The name of a run: the same for the same data, settings and base model."""
-    settings = config.train.model_dump(exclude={"name", "workers", "track", "max_failures", "checkpoint_steps"})
+    settings = config.train.model_dump(
+        exclude={"name", "workers", "worker_labels", "track", "max_failures", "checkpoint_steps"}
+    )
     base = model_digest(resolve(config.encoder.model), config.encoder)
     return f"{config.train.name}-{configuration.digest([corpus.digest, settings, base])}"
 

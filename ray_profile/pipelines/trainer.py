@@ -113,6 +113,7 @@ def fit(job: Job, workers: int | tuple[int, int], gpus: float, cpus: float, call
             num_workers=workers,  # type: ignore[arg-type]  # a pair is an elastic range
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
+            label_selector=job.train.worker_labels,  # type: ignore[call-arg]  # mypy sees the class of Train's first version
         ),
         run_config=RunConfig(
             name=job.run,

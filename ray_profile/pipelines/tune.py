@@ -42,7 +42,8 @@ from ray_profile.train_config import Train
 
 OUTDONE = "outdone"  # how a trial ended that ASHA stopped
 NEXT_TO_NOTHING = {"memory": 1.0}  # byte, of a trial itself: nothing is refused, and its workers may need every core
-_ASIDE = {"name", "workers", "track", "max_failures", "checkpoint_steps"}  # of [train]: what makes no other search
+#: Of [train]: what makes no other search.
+_ASIDE = {"name", "workers", "worker_labels", "track", "max_failures", "checkpoint_steps"}
 
 
 @dataclass
@@ -84,7 +85,7 @@ def tune_encoder(config: Config, progress: Told | None = None) -> Tuned:
     taxonomy = Taxonomy.load(config.taxonomy.path) if config.taxonomy.path else None
     engine = RayEngine(config, progress or no_progress)
     try:
-        place = training.room(config.train)
+        place = training.room(config.train, config.cluster)
         corpus = examples.prepare(config, root, taxonomy, clock, engine)
         name = _name(config, corpus)
         trial = partial(_trial, config=config, root=root, corpus=corpus, name=name, place=place)

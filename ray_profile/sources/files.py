@@ -14,6 +14,7 @@ import fsspec
 
 from ray_profile.config import Source
 from ray_profile.errors import SourceError, StorageError
+from ray_profile.remote import is_remote, refusal
 
 #: Files that have bytes whatever they hold, so that an empty one is damaged. An empty text is merely not written yet.
 NEVER_EMPTY = (".parquet", ".gz")
@@ -33,7 +34,7 @@ class SourceFile:
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a path or URL, without listing caches, and the path as that file system writes it."""
-    if _is_remote(path):
+    if is_remote(path):
         protocol = path.split("://", 1)[0]
         try:
             fs = fsspec.filesystem(protocol, use_listings_cache=False)
@@ -58,17 +59,13 @@ def expand(name: str, source: Source) -> list[SourceFile]:
     return [found[path] for path in sorted(found)]
 
 
-def _is_remote(path: str) -> bool:
-    return "://" in path and not path.startswith("file://")
-
-
 def _expand_one(name: str, path: str) -> list[SourceFile]:
     fs, inner = filesystem(path)
-    remote = _is_remote(path)
+    remote = is_remote(path)
     try:
         listed = _listed(fs, inner)
     except Exception as error:
-        raise StorageError(_why(path, error)) from error
+        raise StorageError(refusal(path, "listed", error)) from error
     files = []
     for at, info in listed:
         if info["type"] == "directory" or (info.get("size") == 0 and str(info["name"]).endswith("/")):
@@ -91,7 +88,7 @@ def _stat(at: str) -> os.stat_result | None:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
-        raise StorageError(_why(at, error)) from error
+        raise StorageError(refusal(at, "listed", error)) from error
     return found if S_ISREG(found.st_mode) else None
 
 
@@ -157,16 +154,3 @@ def _character_set(escaped: str) -> str:
     inside = re.sub(r"\\(.)", r"\1", escaped)[1:-1]
     negated = inside.startswith("!")
     return "[" + ("^" if negated else "") + inside.removeprefix("!").replace("\\", r"\\") + "]"
-
-
-def _why(path: str, error: Exception) -> str:
-    """What the store answered, and what to do about it. Never the credentials."""
-    text = str(error) or type(error).__name__
-    kind = type(error).__name__
-    if isinstance(error, PermissionError) or "Credential" in kind or "Forbidden" in text or "SignatureDoes" in text:
-        step = "the store refused; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the permission to list"
-    elif isinstance(error, FileNotFoundError) or "NoSuchBucket" in text or "bucket does not exist" in text.lower():
-        step = "there is no such bucket; check its name and AWS_ENDPOINT_URL"
-    else:
-        step = "the store did not answer; check AWS_ENDPOINT_URL and the network, then run the same command again"
-    return f"{path} cannot be listed: {step} ({kind}: {text})"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from ray_profile.config import Build, Encoder, Privacy, Serve, Source, State, Taxonomy
+from ray_profile.config import Build, Cluster, Encoder, Privacy, Source, State, Taxonomy
+from ray_profile.serve_config import Serve
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -72,6 +73,11 @@ _MEANINGS: dict[str, dict[str, tuple[str, object]]] = {
         "cpus": ("for Ray on this machine; absent: all", 8),
         "encoders": ("encoder workers; absent: one a GPU, one where there is none", 1),
         "gpus_per_encoder": ("absent: 1 where Ray has GPUs when a run starts, else 0", 0.0),
+        "encoder_labels": ("of a cluster's nodes that encoders may run on; absent: on any", {"pool": "encode"}),
+    },
+    "cluster": {
+        "cpus": ("what all its workers may have together; absent: what runs when a command starts", 288),
+        "gpus": ("likewise", 12),
     },
     "serve": {
         "host": ("another one than this machine's own needs tokens", None),
@@ -97,6 +103,7 @@ _SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "privacy": (Privacy, "Pseudonyms and redaction. Without a key, user ids pass unchanged."),
     "state": (State, "Fixed when the root is made."),
     "build": (Build, "How a run works; none of it changes what comes out."),
+    "cluster": (Cluster, "What an autoscaling cluster may grow to, by its own file."),
     "serve": (Serve, "The endpoint, `ray-profile serve`. docs/serving.md says who may ask for what."),
 }
 
@@ -161,7 +168,9 @@ def starter() -> str:
 
 
 def toml(value: object) -> str:
-    """A string, number, flag, or list of strings as TOML."""
+    """A string, number, flag, list of strings, or table of them as TOML."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{bare_key(key)} = {toml(each)}" for key, each in value.items()) + " }"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(toml(each) for each in value) + "]"
     if isinstance(value, float):

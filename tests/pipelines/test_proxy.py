@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_profile.config import Serve
 from ray_profile.errors import ConfigError
 from ray_profile.pipelines import proxy
+from ray_profile.serve_config import Serve
 
 
 @pytest.fixture(autouse=True)
