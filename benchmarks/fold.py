@@ -36,7 +36,7 @@ from rich.table import Table
 from ray_profile.config import Build
 from ray_profile.pipelines.spill import Spill
 from ray_profile.profile import behaviour, fuse_behaviour, statistics
-from ray_profile.profile.facet import FoldContext, FuseContext, entries
+from ray_profile.profile.facet import FoldContext, FuseContext
 from ray_profile.profile.fold import fold, prepared, state_schema
 from ray_profile.profile.fuse import beside, fuse, numbered
 from ray_profile.profile.items import Items
@@ -78,8 +78,7 @@ def _behaviour_states(rows: pl.DataFrame, context: FoldContext) -> pl.DataFrame:
 def _behaviour_profiles(states: pl.DataFrame, context: FuseContext) -> pl.DataFrame:
     users, states = numbered(states, context)
     dtypes: dict[str, pl.DataType] = {"user_id": pl.String(), **fuse_behaviour.DTYPES}
-    items = entries(states, behaviour.ITEMS, scaled=("weight",))
-    return beside(users, fuse_behaviour.fuse(states, items, context), dtypes)
+    return beside(users, fuse_behaviour.fuse(states, context), dtypes)
 
 
 def differences(mine: pl.DataFrame, theirs: pl.DataFrame) -> list[str]:

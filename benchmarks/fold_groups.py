@@ -13,7 +13,7 @@ import polars as pl
 import ray
 from fold_peers import DAY_US, HALF_LIFE_DAYS, SESSION_GAP_MINUTES, known_items
 
-from ray_profile.profile.behaviour import BOUGHT
+from ray_profile.profile.behaviour import BUYING
 from ray_profile.profile.fuse_behaviour import MAX_BOUGHT
 from ray_profile.schema import KIND_WEIGHT
 
@@ -90,10 +90,10 @@ def _counted(values: np.ndarray, ts: np.ndarray) -> list[dict[str, Any]]:
 def _bought(items: np.ndarray, kind: np.ndarray, ts: np.ndarray) -> list[dict[str, Any]]:
     counts, latest = Counter[str](), dict[str, int]()
     for item, each, at in zip(items, kind, ts, strict=True):
-        if item is not None:
-            counts[item] += each in BOUGHT
+        if item is not None and each in BUYING:
+            counts[item] += 1
             latest[item] = max(latest.get(item, at), at)
-    owned = sorted((item for item, n in counts.items() if n), key=lambda item: (-latest[item], item))
+    owned = sorted(counts, key=lambda item: (-latest[item], item))
     return [{"item_id": item, "n": counts[item], "last": latest[item]} for item in owned[:MAX_BOUGHT]]
 
 

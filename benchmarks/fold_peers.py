@@ -13,7 +13,7 @@ import fold_events
 import polars as pl
 import pyarrow as pa
 
-from ray_profile.profile.behaviour import BOUGHT
+from ray_profile.profile.behaviour import BUYING
 from ray_profile.profile.fuse_behaviour import MAX_BOUGHT
 from ray_profile.schema import KIND_WEIGHT
 
@@ -111,10 +111,9 @@ def _totals(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 def _bought(frame: pl.LazyFrame) -> pl.LazyFrame:
     return (
-        frame.filter(pl.col("item_id").is_not_null())
+        frame.filter(pl.col("item_id").is_not_null() & pl.col("kind").is_in(BUYING))
         .group_by("u", "item_id")
-        .agg(pl.col("kind").is_in(BOUGHT).sum().cast(pl.Int64).alias("n"), pl.col("ts").max().alias("last"))
-        .filter(pl.col("n") > 0)
+        .agg(pl.len().cast(pl.Int64).alias("n"), pl.col("ts").max().alias("last"))
         .sort(["u", "last", "item_id"], descending=[False, True, False])
         .group_by("u", maintain_order=True)
         .agg(pl.struct("item_id", "n", "last").head(MAX_BOUGHT).alias("bought"))
@@ -272,8 +271,8 @@ latest AS (
 ),
 owned AS (
     SELECT u, list({{'item_id': item_id, 'n': n, 'last': last}} ORDER BY last DESC, item_id)[:{most}] AS bought
-    FROM (SELECT u, item_id, count(*) FILTER (kind IN {bought}) AS n, max(ts) AS last FROM e
-        WHERE item_id IS NOT NULL GROUP BY u, item_id HAVING n > 0) GROUP BY u
+    FROM (SELECT u, item_id, count(*) AS n, max(ts) AS last FROM e
+        WHERE item_id IS NOT NULL AND kind IN {buying} GROUP BY u, item_id) GROUP BY u
 )
 SELECT {features} FROM users JOIN totals USING (u) {others}
 """
@@ -319,7 +318,7 @@ def duckdb_features(events: pl.DataFrame, items: pl.DataFrame) -> pa.Table:
         half_life=HALF_LIFE_DAYS,
         gap=SESSION_GAP_MINUTES * 60_000_000,
         as_of=fold_events.AS_OF.isoformat(),
-        bought=BOUGHT,
+        buying=BUYING,
         most=MAX_BOUGHT,
         weights=" ".join(f"WHEN '{kind}' THEN {weight}" for kind, weight in KIND_WEIGHT.items()),
         hours=", ".join(f"count(*) FILTER (hour = {hour})::DOUBLE" for hour in range(24)),

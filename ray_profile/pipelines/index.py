@@ -18,7 +18,7 @@ from ray_profile.pipelines.engine import Engine, Progress
 from ray_profile.pipelines.fusing import by_bucket
 from ray_profile.pipelines.run import Run
 from ray_profile.pipelines.tables import items_table, profiles_table
-from ray_profile.store.index import FORMAT, Manifest, Part, current, publish, whole
+from ray_profile.store.index import Manifest, Part, current, publish, whole
 from ray_profile.store.root import Root
 from ray_profile.store.tables import DataFile, Handle
 from ray_profile.store.waves import ignore_step
@@ -91,7 +91,7 @@ def _due(run: Run, known: Manifest | None) -> tuple[list[Part], dict[int | None,
 
 def _alike(known: Manifest, run: Run) -> bool:
     """Whether files of an earlier version may stand beside new ones."""
-    return (known.format, known.width, known.encoder) == (FORMAT, run.width, run.encoder_digest)
+    return (known.width, known.encoder) == (run.width, run.encoder_digest)
 
 
 def is_behind(run: Run) -> bool:

@@ -40,8 +40,9 @@ SEARCHES = MapSum("search_sums", _SEEN, cap=256)
 PLACE_EVIDENCE = TopK("place_evidence", _ACT, k=1, cap=PLACES.cap)
 DEVICE_EVIDENCE = TopK("device_evidence", _ACT, k=1, cap=DEVICES.cap)
 SEARCH_EVIDENCE = TopK("search_evidence", _ACT, k=1, cap=SEARCHES.cap)
-ITEMS = MapSum("item_sums", {**_SEEN, "weight": ("sum", _FLOAT), "bought": ("sum", _INT)}, cap=512)
-BOUGHT = ("purchase", "review", "return")  # kinds of rows that tell of a purchase
+ITEMS = MapSum("item_sums", {**_SEEN, "weight": ("sum", _FLOAT)}, cap=512)
+BOUGHT = MapSum("bought_sums", _SEEN, cap=512)  # apart from ITEMS: who browses a lot would fill it
+BUYING = ("purchase", "review", "return")  # kinds of rows that tell of a purchase
 LAST_ITEMS = LastN("latest_items", {"item_id": _TEXT, "kind": _TEXT, "price": _FLOAT}, n=100)
 
 COLUMNS: tuple[Column, ...] = (
@@ -65,6 +66,7 @@ COLUMNS: tuple[Column, ...] = (
     DEVICE_EVIDENCE,
     SEARCH_EVIDENCE,
     ITEMS,
+    BOUGHT,
     LAST_ITEMS,
 )
 
@@ -154,5 +156,6 @@ def _affinities(rows: pl.DataFrame) -> list[pl.DataFrame]:
 
 def _items(rows: pl.DataFrame) -> list[pl.DataFrame]:
     acted = rows.filter(pl.col("item_id").is_not_null())
-    bought = pl.col("kind").is_in(BOUGHT).cast(_INT).alias("bought")
-    return [ITEMS.gather(acted.with_columns(pl.col("item_id").alias("key"), bought)), LAST_ITEMS.gather(acted)]
+    keyed = acted.with_columns(pl.col("item_id").alias("key"))
+    bought = keyed.filter(pl.col("kind").is_in(BUYING))
+    return [ITEMS.gather(keyed), BOUGHT.gather(bought), LAST_ITEMS.gather(acted)]

@@ -55,12 +55,11 @@ def fuse(states: pl.DataFrame, context: FuseContext, fusion: Fusion = mean_fusio
     if users.is_empty():
         return pl.DataFrame(schema=PROFILE_DTYPES)
     text_vectors = fuse_text.vectors(states, context.width)
-    items = entries(states, behaviour.ITEMS, scaled=("weight",))
     frames = [
         states.group_by("u").agg(pl.len().cast(pl.Int64).alias("periods")),
-        _embeddings(text_vectors, _acted_on(items, context), fusion),
+        _embeddings(text_vectors, _acted_on(states, context), fusion),
         _listed("text_vector", text_vectors[0], unit(text_vectors[1])),
-        *fuse_behaviour.fuse(states, items, context),
+        *fuse_behaviour.fuse(states, context),
         *fuse_text.fuse(states, context),
     ]
     facts = users.with_columns(
@@ -117,10 +116,11 @@ def _embeddings(text: Vectors, acted: Vectors, fusion: Fusion) -> pl.DataFrame:
     return _listed("embedding", users, fusion(sums[0], sums[1], weights))
 
 
-def _acted_on(items: pl.DataFrame, context: FuseContext) -> Vectors:
+def _acted_on(states: pl.DataFrame, context: FuseContext) -> Vectors:
     """The users who acted on items with vectors, the weighted sums of these, and the total weights."""
     known = context.items.frame.select(pl.col("item_id").alias("key"), "item").filter(pl.Series(context.items.known))
-    acted = items.filter(pl.col("weight") > 0).join(known, on="key").sort("u", "item")
+    acted = entries(states, behaviour.ITEMS, scaled=("weight",)).join(known, on="key").sort("u", "item")
+    acted = acted.filter(pl.col("weight") > 0)
     u, weight = acted["u"].to_numpy(), acted["weight"].to_numpy()
     users, sums = weighted_sum(u, acted["item"].to_numpy(), weight, context.items.vectors)
     return users, sums, np.bincount(np.searchsorted(users, u), weight, minlength=len(users))

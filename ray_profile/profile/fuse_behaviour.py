@@ -58,13 +58,12 @@ DTYPES: dict[str, pl.DataType] = {
     "devices": pl.List(pl.Struct(_habit("device"))),
     "searches": pl.List(pl.Struct(_SEARCH)),
     "last_items": pl.List(pl.Struct(_LATEST)),
-    "bought": pl.List(pl.Struct(_BOUGHT)),  # or reviewed or returned; `n` such rows, `last` row of any kind
+    "bought": pl.List(pl.Struct(_BOUGHT)),  # or reviewed or returned: `n` such rows; the newest first
 }
 
 
-def fuse(states: pl.DataFrame, items: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
-    """States with `u` and `scale` (see facet.py), and the `entries` of `behaviour.ITEMS` -> frames [u, ...] of this
-    facet's profile columns."""
+def fuse(states: pl.DataFrame, context: FuseContext) -> list[pl.DataFrame]:
+    """States with `u` and `scale` (see facet.py) -> frames [u, ...] of this facet's profile columns."""
     as_of = pl.lit(context.as_of, dtype=TIME)
     times = states.group_by("u").agg(pl.col("rows").sum(), pl.col("first_ts").min(), pl.col("last_ts").max())
     recency = (as_of - pl.col("last_ts")).dt.total_microseconds() / DAY_US
@@ -83,7 +82,7 @@ def fuse(states: pl.DataFrame, items: pl.DataFrame, context: FuseContext) -> lis
         _habits(states, behaviour.DEVICES, behaviour.DEVICE_EVIDENCE, "device", "devices"),
         _searches(states),
         _latest(states),
-        _bought(items),
+        _bought(states),
     ]
 
 
@@ -191,8 +190,7 @@ def _latest(states: pl.DataFrame) -> pl.DataFrame:
     return listed(segments.unlisted(gathered, latest.name), "last_items", _LATEST)
 
 
-def _bought(items: pl.DataFrame) -> pl.DataFrame:
-    bought = items.filter((pl.col("bought") > 0) & (pl.col("key") != OTHER))
-    bought = bought.select("u", pl.col("key").alias("item_id"), pl.col("bought").alias("n"), "last")
+def _bought(states: pl.DataFrame) -> pl.DataFrame:
+    bought = entries(states, behaviour.BOUGHT).filter(pl.col("key") != OTHER).rename({"key": "item_id"})
     bought = bought.sort("u", "last", "item_id", descending=[False, True, False])
     return listed(bought, "bought", _BOUGHT, at_most=MAX_BOUGHT)

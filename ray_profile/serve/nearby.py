@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ray_profile.sources.redact import bucket_of_one
 from ray_profile.store.index import Index
-from ray_profile.store.shelf import Shelf
+from ray_profile.store.shelf import Shelf, nearest
 
 MAX_NEAREST = 100
 SHARED = 5  # tags that an answer names as the reason
@@ -41,7 +41,7 @@ def items_like(items: Shelf, item: str, count: int) -> list[dict[str, Any]]:
     vector = items.vector(item)
     if vector is None or not vector.any():
         return []
-    return [_told(items, name, near) for name, near in items.nearest(vector, count + 1) if name != item][:count]
+    return [_told(items, name, near) for name, near in nearest([items], vector, count + 1) if name != item][:count]
 
 
 def items_for(items: Shelf, document: Mapping[str, Any], vector: Vector, count: int) -> list[dict[str, Any]]:
@@ -50,7 +50,7 @@ def items_for(items: Shelf, document: Mapping[str, Any], vector: Vector, count: 
     if not vector.any():
         return []
     bought = {each["item_id"] for each in document["bought"]}
-    found = [each for each in items.nearest(vector, count + len(bought)) if each[0] not in bought][:count]
+    found = [each for each in nearest([items], vector, count + len(bought)) if each[0] not in bought][:count]
     liked = [tag for tag in document["tags"] if tag["stance"] != "disliked"]
     dealt = {each["item_id"]: items.vector(each["item_id"]) for each in document["last_items"]}
     known = {name: own for name, own in dealt.items() if own is not None and own.any()}

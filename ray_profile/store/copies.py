@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +16,8 @@ from pathlib import Path
 from ray_profile.errors import StorageError
 from ray_profile.store.root import Root, asking
 
-GRACE = timedelta(hours=24)  # before what a crash left behind is deleted: it may be a live process's
+GRACE = timedelta(hours=24)  # before a root's file that nobody names is deleted: it may be a live run's
+UNUSED = timedelta(hours=1)  # before a copy is
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,23 @@ def local(root: Root, folder: str, file: File, cache: Path) -> Path:
     path = cache / file.name
     cache.mkdir(parents=True, exist_ok=True)
     with _alone(cache / f"{file.name}.lock"):
-        if not file.lies_at(path):
+        if file.lies_at(path):
+            path.touch()  # it is used: see `tidy`
+        else:
             _fetch(root, folder, path)
     return path
 
 
 def tidy(cache: Path, needed: set[str]) -> None:
-    """Delete copies but those named: whoever has one open keeps it, and what is missed is fetched again."""
+    """Delete what is not named and was not used for `UNUSED`: another process may be about to open it, and whoever has
+    a file open keeps it. Several may tidy at once."""
+    before = time.time() - UNUSED.total_seconds()
     for path in cache.iterdir():
-        old = path.stat().st_mtime < time.time() - GRACE.total_seconds()
-        is_copy = path.suffix not in (".lock", ".draft")
-        if path.name.removesuffix(".lock") not in needed and (is_copy or old):
-            path.unlink(missing_ok=True)
+        if path.name.removesuffix(".lock") in needed:
+            continue
+        with suppress(FileNotFoundError):  # another process was faster, or a draft became a copy
+            if path.stat().st_mtime < before:
+                path.unlink()
 
 
 def digest(path: Path) -> str:

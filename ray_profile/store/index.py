@@ -78,8 +78,10 @@ class Manifest:
 
     @classmethod
     def of(cls, found: Any, where: str) -> Manifest:
-        """From `to_json`. Raises `RootError` for anything else."""
+        """From `to_json`. Raises `RootError` for anything else, and for files of another format."""
         try:
+            if found["format"] != FORMAT:
+                raise TypeError(f"format {found['format']!r}, this release reads {FORMAT}")
             items = None if found["items"] is None else _part(found["items"])
             return cls(**{**found, "parts": tuple(_part(part) for part in found["parts"]), "items": items})
         except (TypeError, KeyError) as error:
@@ -191,10 +193,8 @@ class Index:
         return None if found is None else found.vector(user)
 
     def nearest_users(self, vector: npt.NDArray[np.float32], count: int) -> list[tuple[str, float]]:
-        """At most `count` users and their similarities to a vector (D,), the nearest first: see `Shelf.nearest`."""
-        shelves = (found for bucket, found in self._shelves.items() if bucket is not None)
-        found = [each for one in shelves for each in one.nearest(vector, count)]
-        return sorted(found, key=lambda each: (-each[1], each[0]))[:count]
+        """At most `count` users and their similarities to a vector (D,): see `shelf.nearest`."""
+        return shelf.nearest((each for bucket, each in self._shelves.items() if bucket is not None), vector, count)
 
 
 def _name(version: int) -> str:

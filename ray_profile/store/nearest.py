@@ -44,19 +44,16 @@ class Nearest:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             raise StorageError(
                 f"{path} cannot be opened ({str(error).splitlines()[-1]}); delete it, and run `ray-profile index`"
             ) from error
         if isinstance(self._index, faiss.IndexIVF):
             self._index.nprobe = max(1, round(self._index.nlist * PROBED))
-            lists: Any = faiss.downcast_InvertedLists(self._index.invlists)  # type: ignore[arg-type]
-            if isinstance(lists, faiss.OnDiskInvertedLists):
-                lists.prefetch_nthread = 0  # it would start 32 threads at every question
 
-    def search(self, vector: npt.NDArray[np.float32], count: int) -> list[int]:
-        """The numbers of at most `count` vectors, about the nearest to (D,) by inner product, in no promised order."""
+    def search(self, vector: npt.NDArray[np.float32], count: int) -> list[tuple[float, int]]:
+        """At most `count` vectors, about the nearest to (D,): their inner products, roughly, and their numbers."""
         most = min(count, self._index.ntotal)
-        _, found = self._index.search(np.ascontiguousarray(vector, np.float32)[None], most)
-        return [int(number) for number in found[0] if number >= 0]
+        scores, found = self._index.search(np.ascontiguousarray(vector, np.float32)[None], most)
+        return [(float(score), int(number)) for score, number in zip(scores[0], found[0], strict=True) if number >= 0]

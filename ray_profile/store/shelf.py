@@ -8,8 +8,11 @@ the number of a vector, which is what the index of vectors knows, leads to the i
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import lmdb
@@ -27,6 +30,7 @@ DIGITS = 6  # of a similarity: beyond them vectors that are equal differ by the 
 _LONGEST_KEY = 511  # bytes, of LMDB
 _PAGE = 4096
 _FLOAT16 = np.dtype("<f2")
+Opened = TypeVar("Opened")
 
 
 def write(documents: pl.DataFrame, vectors: npt.NDArray[np.float16], data: Path, near: Path) -> None:
@@ -59,8 +63,8 @@ class Shelf:
     """A part that is opened: `width` is its vectors' D."""
 
     def __init__(self, data: Path, near: Path | None, width: int) -> None:
-        self._file = _opened(data)
-        self._near = None if near is None else Nearest(near)
+        self._file = _shared(data, _File)
+        self._near = None if near is None else _shared(near, Nearest)
         self._tail = width * _FLOAT16.itemsize
 
     def get(self, name: str) -> bytes | None:
@@ -77,26 +81,32 @@ class Shelf:
         value = self._file.get(DOCUMENT + _key(name))
         return None if value is None else np.frombuffer(value, _FLOAT16, offset=len(value) - self._tail).astype("f4")
 
-    def nearest(self, vector: npt.NDArray[np.float32], count: int) -> list[tuple[str, float]]:
-        """At most `count` ids and their similarities (inner products) to a vector (D,), the nearest first, ties by id.
+    def candidates(self, vector: npt.NDArray[np.float32], count: int) -> list[tuple[float, int]]:
+        """At most `count` documents about the nearest to a vector (D,): rough similarities, numbers for `exact`."""
+        return [] if self._near is None else self._near.search(vector, count)
 
-        Which are looked at is approximate, their order is exact.
-        """
-        if self._near is None:
-            return []
-        found = []
-        for number in self._near.search(vector, count * OVERSAMPLED):
-            value = self._file.get(NUMBER + _number(number))
-            assert value is not None, "every vector has an id"
-            name = value.decode()
-            other = self.vector(name)
-            assert other is not None
-            found.append((name, round(float(vector @ other), DIGITS)))
-        return sorted(found, key=lambda each: (-each[1], each[0]))[:count]
+    def exact(self, vector: npt.NDArray[np.float32], number: int) -> tuple[str, float]:
+        """The id of a candidate, and its similarity (the inner product) to a vector (D,)."""
+        name = self._file.get(NUMBER + _number(number))
+        assert name is not None, "every vector has an id"
+        other = self.vector(name.decode())
+        assert other is not None
+        return name.decode(), round(float(vector @ other), DIGITS)
+
+
+def nearest(shelves: Iterable[Shelf], vector: npt.NDArray[np.float32], count: int) -> list[tuple[str, float]]:
+    """At most `count` ids of some parts and their similarities to a vector (D,), the nearest first, ties by id.
+
+    Which are looked at is approximate; of the best `OVERSAMPLED` times as many the order is exact.
+    """
+    rough = ((score, number, shelf) for shelf in shelves for score, number in shelf.candidates(vector, count))
+    best = heapq.nlargest(OVERSAMPLED * count, rough, key=lambda each: each[0])
+    found = [shelf.exact(vector, number) for _, number, shelf in best]
+    return sorted(found, key=lambda each: (-each[1], each[0]))[:count]
 
 
 class _File:
-    """An open LMDB file. LMDB forbids a process to open one twice, so versions that share a file share this."""
+    """An open LMDB file. LMDB forbids a process to open one twice."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -115,14 +125,15 @@ class _File:
             return value
 
 
-_open_files: WeakValueDictionary[tuple[str, int], _File] = WeakValueDictionary()
+_open_files: WeakValueDictionary[tuple[str, int], Any] = WeakValueDictionary()
 
 
-def _opened(path: Path) -> _File:
+def _shared(path: Path, made: Callable[[Path], Opened]) -> Opened:
+    """What has a file open, once a process: versions share the files that did not change."""
     place = (str(path.resolve()), os.getpid())
-    file = _open_files.get(place)
+    file: Opened | None = _open_files.get(place)
     if file is None:
-        file = _open_files[place] = _File(path)
+        file = _open_files[place] = made(path)
     return file
 
 

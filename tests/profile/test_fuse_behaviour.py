@@ -97,9 +97,10 @@ def _price_level(mine: list[Row], everybody: list[Row]) -> float | None:
 
 
 def _bought(mine: list[Row]) -> list[tuple[str, int, dt.datetime]]:
-    """What was bought, reviewed or returned: the item, how many such rows, when last dealt with, the newest first."""
-    n = Counter(r["item_id"] for r in mine if r["kind"] in ("purchase", "review", "return") and r.get("item_id"))
-    last = {item: max(r["ts"] for r in mine if r.get("item_id") == item) for item in n}
+    """What was bought, reviewed or returned: the item, how many such rows, the last of them, the newest first."""
+    rows = [r for r in mine if r["kind"] in ("purchase", "review", "return") and r.get("item_id")]
+    n = Counter(r["item_id"] for r in rows)
+    last = {item: max(r["ts"] for r in rows if r["item_id"] == item) for item in n}
     return [(item, n[item], last[item]) for item in sorted(n, key=lambda item: (-last[item].timestamp(), item))]
 
 
@@ -361,3 +362,11 @@ def test_a_hundred_thousand_events_of_one_user_fold_in_seconds() -> None:
     assert profile["rows"] == n
     assert profile["monetary"] == 10.0 * n
     assert len(profile["last_items"]) == 100
+
+
+def test_what_was_bought_is_known_of_whoever_browses_a_lot() -> None:
+    """A month of more items looked at than a map has room for leaves every purchase where it was."""
+    looked = [row("view", f"seen-{at}", ts=world.at(1 + at / 100)) for at in range(600)]
+    bought = [row("purchase", f"own-{at}", ts=world.at(5 + at / 10)) for at in range(40)]
+    profile = world.profile_of([*looked, *bought, row("view", "own-3", ts=world.at(20))])
+    assert [each["item_id"] for each in profile["bought"]] == [f"own-{at}" for at in reversed(range(40))]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,12 @@ from hypothesis import strategies as st
 from seaweedfs import S3Server
 
 from ray_profile.errors import RootError, StorageError
-from ray_profile.store import index
+from ray_profile.store import copies, index
 from ray_profile.store.copies import File
 from ray_profile.store.index import Index, Manifest, Part
 from ray_profile.store.nearest import SCANNED
 from ray_profile.store.root import Root
+from ray_profile.store.shelf import nearest
 
 WIDTH = 4
 
@@ -106,8 +109,6 @@ def test_versions_share_the_files_that_did_not_change(tmp_path: Path) -> None:
 
 
 def test_old_versions_go_and_files_of_a_live_run_stay(tmp_path: Path) -> None:
-    import os
-
     root = Root.bare(str(tmp_path))
     stray = written(root, 0, ["stray"], "", [])
     for version in range(1, 5):
@@ -143,14 +144,27 @@ def test_on_s3_files_are_copied_once_and_checked(s3: S3Server, tmp_path: Path) -
     opened = Index.open(root, first, tmp_path)
     assert json.loads(opened.get(0, "书") or b"")["said"] == "old"
     (copy,) = tmp_path.glob("*/*.mdb")
-    stamp = copy.stat().st_mtime_ns
+    one = copy.stat().st_ino
     Index.open(root, first, tmp_path)
-    assert copy.stat().st_mtime_ns == stamp, "what is there is not fetched again"
+    assert copy.stat().st_ino == one, "what is there is not fetched again"
     second = published(root, 2, ["a"], "new")
+    Index.open(root, second, tmp_path)
+    assert copy.exists(), "another replica may be about to open it"
+    os.utime(copy, (0, 0))
     newer = Index.open(root, second, tmp_path)
     assert [path.name for path in tmp_path.glob("*/*.mdb")] == [second.parts[0].data.name], "old copies go"
     assert json.loads(opened.get(0, "书") or b"")["said"] == "old", "and whoever has one open keeps it"
     assert newer.get(0, "书") is None
+
+
+def test_replicas_of_a_node_may_tidy_at_once(tmp_path: Path) -> None:
+    for _ in range(20):
+        for at in range(60):
+            (tmp_path / f"{at}.mdb").touch()
+            os.utime(tmp_path / f"{at}.mdb", (0, 0))
+        with ThreadPoolExecutor(4) as replicas:
+            list(replicas.map(lambda _: copies.tidy(tmp_path, {"0.mdb"}), range(4)))
+        assert [path.name for path in tmp_path.iterdir()] == ["0.mdb"]
 
 
 def test_a_copy_that_is_cut_is_fetched_again_and_a_changed_one_refused(s3: S3Server, tmp_path: Path) -> None:
@@ -233,7 +247,7 @@ def test_the_nearest_of_all_buckets_are_one_list_and_the_catalogue_s_are_not_amo
     ]
     assert opened.items is not None
     assert opened.items.get("tea") == b'{"item_id": "tea"}'
-    assert [name for name, _ in opened.items.nearest(rows[5].astype(np.float32), 3)] == ["tea"]
+    assert [name for name, _ in nearest([opened.items], rows[5].astype(np.float32), 3)] == ["tea"]
 
 
 def test_a_damaged_file_of_vectors_is_named(tmp_path: Path) -> None:
