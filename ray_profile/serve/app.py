@@ -28,6 +28,8 @@ from ray_profile.serve.requests import ByPseudonym, Export, Item, Nearest, Rows,
 from ray_profile.serve.service import Service, etag, fields
 
 MAX_BODY = 4 << 20  # bytes
+MAX_ANSWER = 32 << 20  # bytes of many profiles
+NEAR_OF_ONE = 10  # of what is near, those that cost as much as one look-up
 TIMEOUT_SECONDS = 30.0
 OPENAPI = "/v1/openapi.json"
 METRICS = "/metrics"
@@ -118,6 +120,8 @@ def _profiles(app: FastAPI, service: Service) -> None:
         """Profiles of up to 1,000 users in the order asked for, null where there is none; `missing` names those."""
         service.admit(caller, "profiles:read", max(1, len(wanted.users)))
         index, found = service.profiles(caller, "profiles:batch", wanted.users)
+        if sum(len(each) for each in found if each is not None) > MAX_ANSWER:
+            raise Problem(413, f"these profiles are more than {MAX_ANSWER:,} bytes; ask for fewer at once")
         missing = [user for user, each in zip(wanted.users, found, strict=True) if each is None]
         head = json.dumps({"version": index.version, "missing": missing}, ensure_ascii=False)
         body = head[:-1].encode() + b', "profiles": [' + b",".join(each or b"null" for each in found) + b"]}"
@@ -128,19 +132,19 @@ def _nearby(app: FastAPI, service: Service) -> None:
     @app.get("/v1/users/{user:path}/similar", responses=contract.SIMILAR)
     async def similar(caller: Asker, user: User, k: Nearest = 10, pseudonym: ByPseudonym = False) -> dict[str, Any]:
         """The users whose vectors are nearest to a user's, and the tags that both have. None without a vector."""
-        service.admit(caller, "profiles:read")
+        service.admit(caller, "profiles:read", 1 + k / NEAR_OF_ONE)
         return await service.similar(caller, user, pseudonym, k)
 
     @app.get("/v1/users/{user:path}/items", responses=contract.ITEMS_FOR)
     async def items_for(caller: Asker, user: User, k: Nearest = 10, pseudonym: ByPseudonym = False) -> dict[str, Any]:
         """The items nearest to a user that they have not bought, each with the reason. None without a vector."""
-        service.admit(caller, "profiles:read")
+        service.admit(caller, "profiles:read", 1 + k / NEAR_OF_ONE)
         return await service.items_for(caller, user, pseudonym, k)
 
     @app.get("/v1/items/{item:path}/similar", responses=contract.ITEMS_LIKE)
     async def items_like(caller: Asker, item: Item, k: Nearest = 10) -> dict[str, Any]:
         """The items whose titles mean nearly the same as an item's."""
-        service.admit(caller, "profiles:read")
+        service.admit(caller, "profiles:read", 1 + k / NEAR_OF_ONE)
         return await service.items_like(item, k)
 
 
@@ -153,8 +157,8 @@ def _texts(app: FastAPI, service: Service, measures: Measures) -> None:
             insist_on_text("a text", text, MAX_TEXT_CHARS)
         if service.embed is None:
             raise Problem(501, "this endpoint has no encoder; set serve.encoders to 1 or more")
-        measures.embedded(len(wanted.texts))
         with service.gate.inside():
+            measures.embedded(len(wanted.texts))
             return {"texts": await service.embed(wanted.texts)}
 
 
@@ -181,7 +185,7 @@ def _computed(app: FastAPI, service: Service) -> None:
     @app.post("/v1/profiles:compute", responses=contract.COMPUTE)
     async def compute(caller: Asker, wanted: Rows) -> dict[str, Any]:
         """The profile of rows that are sent, by the same fold and fuse as `build`; nothing is kept."""
-        service.admit(caller, "embed")
+        service.admit(caller, "embed", max(1, len(wanted.rows)))
         if service.compute is None:
             raise Problem(501, "this endpoint has no encoder; set serve.encoders to 1 or more")
         rows = [row.model_dump(exclude_none=True) for row in wanted.rows]

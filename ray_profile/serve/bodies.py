@@ -38,7 +38,7 @@ class _JsonRequest(Request):
         """The body. Raises `HTTPException` 400, which FastAPI lets through as it is, for what is no JSON."""
         body = await self.body()
         try:
-            return json.loads(body, object_pairs_hook=_once_each, parse_constant=_no_number)
+            return json.loads(body.decode("utf-8"), object_pairs_hook=_once_each, parse_constant=_no_number)
         except json.JSONDecodeError as error:
             raise HTTPException(400, f"the body is no JSON: {error.msg} at character {error.pos}") from error
         except UnicodeDecodeError as error:

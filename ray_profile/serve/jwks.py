@@ -86,14 +86,14 @@ def keys_of(document: bytes) -> dict[str, jwt.PyJWK]:
         found = jwt.PyJWKSet.from_dict(json.loads(document)).keys
     except (jwt.PyJWTError, AttributeError, RecursionError) as error:
         raise ValueError(f"it is no JWKS: {error}") from error
-    keys = {
-        each.key_id: each
-        for each in found
-        if each.key_id and each.public_key_use in (None, "sig") and each.algorithm_name in ALGORITHMS
-    }
+    keys = {each.key_id: each for each in found if isinstance(each.key_id, str) and each.key_id and _signs(each)}
     if not keys:
         raise ValueError(f"it holds no key with a `kid` that signs by one of {', '.join(ALGORITHMS)}")
     return keys
+
+
+def _signs(key: jwt.PyJWK) -> bool:
+    return key.public_key_use in (None, "sig") and key.algorithm_name in ALGORITHMS
 
 
 def fetch_of(place: str) -> Fetch:

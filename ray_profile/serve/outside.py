@@ -9,10 +9,11 @@ from typing import Any
 import jwt
 
 from ray_profile.errors import ConfigError
-from ray_profile.serve.access import PREFIX, SCOPES, Caller
+from ray_profile.serve.access import NAMED, PREFIX, SCOPES, Caller
 from ray_profile.serve.jwks import ALGORITHMS, KeySet, fetch_of
 from ray_profile.serve_config import Jwt
 
+MAX_NAME = 500  # bytes of a caller's name; two that begin alike are not cut to one
 MAX_CHARS = 8_192  # of a token; what is longer is not looked at
 REMEMBERED = 1_024  # tokens that were read and checked: that takes longer than a look-up
 _UNREADABLE = (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError)  # strangers write these
@@ -62,10 +63,10 @@ class Outside:
             options={"require": ["exp", "iss", "aud"], "enforce_minimum_key_length": True},
         )
         name = _claim(claims, settings.name_claim)
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not name.strip() or len(name.encode()) > MAX_NAME:
             raise jwt.InvalidTokenError(f"{settings.name_claim} names nobody")
         expires = float(claims["exp"]) + settings.leeway_seconds
-        return Caller(f"jwt:{name[:200]}", self._opened(claims), settings.rate, expires)
+        return Caller(f"{NAMED}{name}", self._opened(claims), settings.rate, expires)
 
     def _opened(self, claims: Mapping[str, Any]) -> frozenset[str]:
         said = _claim(claims, self._settings.scope_claim)

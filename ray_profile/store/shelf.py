@@ -99,8 +99,9 @@ def nearest(shelves: Iterable[Shelf], vector: npt.NDArray[np.float32], count: in
 
     Which are looked at is approximate; of the best `OVERSAMPLED` times as many the order is exact.
     """
-    rough = ((score, number, shelf) for shelf in shelves for score, number in shelf.candidates(vector, count))
-    best = heapq.nlargest(OVERSAMPLED * count, rough, key=lambda each: each[0])
+    most = OVERSAMPLED * count
+    rough = ((score, number, shelf) for shelf in shelves for score, number in shelf.candidates(vector, most))
+    best = heapq.nlargest(most, rough, key=lambda each: each[0])
     found = [shelf.exact(vector, number) for _, number, shelf in best]
     return sorted(found, key=lambda each: (-each[1], each[0]))[:count]
 
