@@ -112,7 +112,7 @@ class Running:
         assert self.process.stdout is not None
         self.process.stdin.write("deploy\n")
         self.process.stdin.flush()
-        if self.process.stdout.readline() != "deployed\n":
+        if "deployed\n" not in iter(self.process.stdout.readline, ""):
             raise RuntimeError("the application was not deployed anew")
 
 
