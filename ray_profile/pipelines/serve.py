@@ -20,6 +20,7 @@ from typing import Any
 
 import polars as pl
 import ray
+import torch
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.schema import LoggingConfig
@@ -80,6 +81,8 @@ class Encoder:
     def __init__(self, config: Config) -> None:
         run = Run.open(config, datetime.now(UTC))
         run.check()
+        # Ray gives an actor one thread a CPU that it reserves, which here says how much it may count on, not use.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.serve.encoders))
         encoder = TextEncoder.load(run.config.encoder)
         head, tagger = run.sentiment or probe.stored(run.root), make_tagger(run, encoder)
         self._embedder = Embedder(encoder, head, tagger)
