@@ -132,11 +132,10 @@ def main() -> None:
     }
     Console().print(
         f"{found['asked']:,.0f} requests in {found['seconds']:.0f} s, {found['kills']:.0f} replicas killed, "
-        f"{found['deployments']:.0f} deployments: {found['asked_twice']:.0f} asked twice, {found['failed']:.0f} failed"
+        f"{found['deployments']:.0f} deployments: {found['asked_twice']:.0f} asked twice, {found['failed']:.0f} failed",
+        soft_wrap=True,
     )
-    measuring.finish(
-        "serve_kills", body, {"failed": found["failed"], "asked": found["asked"]}, arguments.out, arguments.full
-    )
+    measuring.finish("serve_kills", body, {"failed": found["failed"]}, arguments.out, arguments.full)
 
 
 if __name__ == "__main__":
