@@ -33,12 +33,14 @@ class Connection:
     due: float = 0.0  # when the request under way was to leave
     got: bytearray = field(default_factory=bytearray)
     whole: int = 0  # bytes of the answer, once its head is there
+    is_last: bool = False  # the server will close it after this answer
 
     def __post_init__(self) -> None:
         self.open()
 
     def open(self) -> None:
         """Connect, also anew."""
+        self.is_last = False
         self.socket = socket.create_connection(self.address, timeout=10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -67,6 +69,7 @@ class Connection:
             if at < 0:
                 raise ConnectionError(f"an answer of no declared length: {head!r}")
             self.whole = end + 4 + int(head[at + 17 :].split(b"\r\n", 1)[0])
+            self.is_last = b"\r\nconnection: close" in head
         return int(self.got[9:12]) if len(self.got) >= self.whole else None
 
 
@@ -128,6 +131,7 @@ def _read(connection: Connection, done: Load, idle: deque[Connection], busy: set
         status = connection.answer()
     except OSError:
         status = 0
+    if status == 0 or (status is not None and connection.is_last):
         connection.socket.close()
         connection.open()
     if status is not None:

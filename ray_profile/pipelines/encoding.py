@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
 from ray import serve
 
 from ray_profile.config import Config
@@ -16,6 +18,7 @@ from ray_profile.pipelines.run import Run
 from ray_profile.pipelines.wave import make_tagger
 from ray_profile.serve.embedding import Embedder
 from ray_profile.serve.problems import Problem
+from ray_profile.serve_config import most
 
 BATCH_CHARS = 64_000  # that the encoder is given together
 BATCH_SECONDS = 0.005  # that a request waits for others
@@ -36,6 +39,8 @@ class Encoder:
     def __init__(self, config: Config) -> None:
         run = Run.open(config, datetime.now(UTC))
         run.check()
+        # Ray gives an actor one thread a CPU that it reserves, which here says how much it may count on, not use.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // most(config.serve.encoders)))
         encoder = TextEncoder.load(run.config.encoder)
         head, tagger = run.sentiment or probe.stored(run.root), make_tagger(run, encoder)
         self._embedder = Embedder(encoder, head, tagger)

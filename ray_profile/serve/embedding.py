@@ -36,10 +36,11 @@ class Embedder:
         tags = self.tagger.tag_texts(vectors, np.arange(len(said)), np.ones(len(said), bool))
         named = tags.sort("row", "score", descending=[False, True]).partition_by("row", as_dict=True)
         felt = None if self.probe is None else self.probe.predict(vectors)
+        told = vectors.astype(np.float64).round(DIGITS).tolist()
         for at, row in enumerate(said):
             given = named.get((at,))
             found[row] = {
-                "vector": [round(float(x), DIGITS) for x in vectors[at]],
+                "vector": told[at],
                 "sentiment": None if felt is None else self._felt(felt[at]),
                 "tags": [] if given is None else given.select("tag", "source", "score").to_dicts(),
             }
