@@ -18,6 +18,7 @@ at once, against `TextEncoder.encode` of the same texts.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import socket
@@ -36,7 +37,6 @@ from time import perf_counter, sleep
 from typing import Any
 
 import measuring
-import polars as pl
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -80,14 +80,24 @@ def made(folder: Path, customers: int) -> Shop:
     config = load(simulated.config, [])
     build(config, local=True)
     index(config, local=True)
-    wrote = pl.concat([pl.read_ndjson(path, ignore_errors=True) for path in simulated.reviews])
-    users = sorted({user for user in wrote["user_id"].drop_nulls().to_list() if user})
+    wrote = [row for path in simulated.reviews for row in rows_of(path)]
+    users = sorted({row["user_id"] for row in wrote if row.get("user_id")})
     key = key_of(config, Root.existing(config.root))
     own, pseudonyms = folder / "own", folder / "pseudonyms"
     own.write_text("\n".join(f"/v1/profiles/{user}" for user in users))
     pseudonyms.write_text("\n".join(f"/v1/profiles/{pseudonym(user, key)}" for user in users))
-    texts = tuple(text for text in wrote["text"].drop_nulls().to_list() if text.strip())
+    texts = tuple(row["text"] for row in wrote if (row.get("text") or "").strip())
     return Shop(simulated.config, token, own, pseudonyms, texts)
+
+
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file of reviews, without the lines that are broken, as some of a simulated shop's are."""
+    with gzip.open(path, "rt", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            with suppress(json.JSONDecodeError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    yield row
 
 
 def settings_of(kind: str, folder: Path) -> dict[str, str]:

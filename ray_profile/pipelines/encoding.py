@@ -51,7 +51,7 @@ class Encoder:
         """Answer, which says that the model is loaded and warm."""
 
     @serve.batch(max_batch_size=BATCH_CHARS, batch_wait_timeout_s=BATCH_SECONDS, batch_size_fn=weight_of)
-    async def embed(self, requests: list[list[str]]) -> list[list[dict[str, Any]]]:
+    async def embed(self, requests: list[list[str]]) -> list[list[bytes]]:
         """What `Embedder` makes of the texts of some requests."""
         found = iter(await asyncio.to_thread(self._embedder, [text for texts in requests for text in texts]))
         return [[next(found) for _ in texts] for texts in requests]

@@ -149,8 +149,8 @@ def _nearby(app: FastAPI, service: Service) -> None:
 
 
 def _texts(app: FastAPI, service: Service, measures: Measures) -> None:
-    @app.post("/v1/embed", responses=contract.EMBED)
-    async def embed(caller: Asker, wanted: Texts) -> dict[str, Any]:
+    @app.post("/v1/embed", responses=contract.EMBED, response_class=Response)
+    async def embed(caller: Asker, wanted: Texts) -> Response:
         """The vector, the feeling and the tags of up to 256 texts, read as reviews; nothing is kept."""
         service.admit(caller, "embed", max(1, len(wanted.texts)))
         for text in wanted.texts:
@@ -159,7 +159,8 @@ def _texts(app: FastAPI, service: Service, measures: Measures) -> None:
             raise Problem(501, "this endpoint has no encoder; set serve.encoders to 1 or more")
         with service.gate.inside():
             measures.embedded(len(wanted.texts))
-            return {"texts": await service.embed(wanted.texts)}
+            found = await service.embed(wanted.texts)
+        return Response(b'{"texts": [' + b",".join(found) + b"]}", media_type=JSON)
 
 
 def _segments(app: FastAPI, service: Service) -> None:
@@ -168,7 +169,9 @@ def _segments(app: FastAPI, service: Service) -> None:
         """How many users satisfy a predicate on the columns of their profiles, and the pseudonyms of some."""
         service.admit(caller, "segments:read")
         service.audit.note(caller.name, f"segments:count {wanted.predicate}", [], 0)
-        return await service.segments.count(wanted.predicate)
+        found = await service.segments.count(wanted.predicate)
+        service.audit.note(caller.name, "segments:count:sample", found["sample"], len(found["sample"]))
+        return found
 
     @app.post("/v1/segments:export", response_class=Response, responses=contract.EXPORT)
     async def export(caller: Asker, wanted: Export) -> Response:

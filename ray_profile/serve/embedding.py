@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,13 @@ class Embedder:
     probe: Probe | None
     tagger: Tagger
 
-    def __call__(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """N texts, read as reviews -> N of {vector, sentiment, tags}; a text with nothing to read has null for each."""
+    def __call__(self, texts: Sequence[str]) -> list[bytes]:
+        """N texts, read as reviews -> the JSON of N {vector, sentiment, tags}; a text with nothing to read has null for
+        each. Bytes, which go between processes, and to the caller, as they are."""
+        return [json.dumps(found, separators=(",", ":"), ensure_ascii=False).encode() for found in self.read(texts)]
+
+    def read(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """The same as values."""
         read = clean(pl.Series(texts, dtype=pl.String))
         said = np.flatnonzero(read.is_not_null().to_numpy())
         found: list[dict[str, Any]] = [{"vector": None, "sentiment": None, "tags": None} for _ in texts]

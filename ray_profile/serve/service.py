@@ -25,7 +25,7 @@ from ray_profile.store.index import Index
 
 Get = Callable[[Index, int, str], bytes | None]
 Compute = Callable[[list[dict[str, Any]]], Awaitable[dict[str, Any]]]
-Embed = Callable[[list[str]], Awaitable[list[dict[str, Any]]]]
+Embed = Callable[[list[str]], Awaitable[list[bytes]]]
 
 MAX_USERS = 1_000  # of one request
 MAX_ID_CHARS = 1_000
@@ -42,7 +42,7 @@ class Service:
     audit: Audit
     segments: Segments
     issuers: Sequence[Issuer] = ()  # none: anybody may ask, which is for the loopback interface alone
-    embed: Embed | None = None  # what the encoder makes of texts; None: this endpoint has no encoder
+    embed: Embed | None = None  # texts -> what the encoder makes of each, as JSON; None: this endpoint has no encoder
     compute: Compute | None = None  # rows of a person -> their profile; None as above
     tags: Mapping[str, str] = field(default_factory=dict)  # id -> what a person reads; absent: the id says it
     waits_for: str | None = None  # what is not there yet, so that this replica should not be asked; None: nothing

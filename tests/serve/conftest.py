@@ -87,7 +87,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, shop: Shop) -> Iterator[Ser
     run = Run.open(config, tiny.CLOCK)
     embedder = Embedder(encoder, None, make_tagger(run, encoder))
 
-    async def embed(texts: list[str]) -> list[dict[str, Any]]:
+    async def embed(texts: list[str]) -> list[bytes]:
         return embedder(texts)
 
     computing = Computing(run, encoder, make_tagger(run, encoder), None)

@@ -85,6 +85,11 @@ def test_an_edit_that_goes_wrong_takes_nobody_s_token_away(tmp_path: Path) -> No
     assert [keys.caller(each) is not None for each in (token, other)] == [True, True]
 
 
+def test_no_token_of_ours_is_called_as_an_outside_issuer_s_caller_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'jwt:alice' begins with 'jwt:'"):
+        access.made(tmp_path / "tokens", "jwt:alice", ["embed"], None, None, access.now_utc())
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     make(path)

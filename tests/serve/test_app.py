@@ -215,8 +215,9 @@ def test_segments_are_counted_and_exports_have_a_scope_of_their_own(server: Any)
     asked = json.dumps({"predicate": "rows > 0"}).encode()
     status, _, body = server.ask("POST", "/v1/segments:count", asked)
     assert (status, json.loads(body)["count"]) == (200, server.service.index.manifest.profiles)
-    noted = json.loads((server.folder / "audit.jsonl").read_text().splitlines()[-1])
+    noted, sampled = map(json.loads, (server.folder / "audit.jsonl").read_text().splitlines()[-2:])
     assert (noted["caller"], noted["route"]) == ("search", "segments:count rows > 0")
+    assert sampled["users"] == json.loads(body)["sample"], "whom the answer named"
     assert server.ask("POST", "/v1/segments:export", asked)[0] == 403
     status, headers, body = server.ask("POST", "/v1/segments:export", asked, server.other)
     assert (status, headers["content-type"]) == (200, "text/csv; charset=utf-8")
@@ -245,6 +246,8 @@ def test_buckets_are_those_of_the_tables() -> None:
         ("POST", "/v1/profiles:batch", b"\xff\xfe\x00", 400),
         ("POST", "/v1/profiles:batch", b'{"users": ["a"], "users": ["b"]}', 400),
         ("POST", "/v1/profiles:batch", b'{"users": NaN}', 400),
+        ("POST", "/v1/profiles:batch", b'\xef\xbb\xbf{"users": []}', 400),
+        ("POST", "/v1/profiles:batch", '{"users": []}'.encode("utf-16"), 400),
         ("POST", "/v1/profiles:batch", b'{"users": -Infinity}', 400),
         ("POST", "/v1/profiles:batch", b'{"users": ' + b"9" * 5_000 + b"}", 400),
         ("POST", "/v1/profiles:batch", b'{"users": ["\\ud800"]}', 422),

@@ -107,6 +107,8 @@ NOW = time.time()
         {"iat": NOW + 3600},
         {"sub": None},
         {"sub": " "},
+        {"sub": "\ud800"},
+        {"sub": "x" * 501},
         {"key": STRANGER},
         {"kid": "unknown"},
         {"header": {"kid": None}},
@@ -357,6 +359,7 @@ def test_an_issuer_is_believed_by_its_certificate_alone(keys: Keys, tmp_path: Pa
 def test_keys_that_do_not_sign_are_left_out() -> None:
     secret = {"kty": "oct", "kid": "secret", "k": _url(b"s" * 32)}
     mixed = json.loads(public("rsa"))["keys"] + json.loads(public("ec", use="enc"))["keys"] + [secret, {"kty": "odd"}]
+    mixed += json.loads(public("ed", kid=["ed"]))["keys"]
     assert set(jwks.keys_of(json.dumps({"keys": mixed}).encode())) == {"rsa"}
     for useless in ([secret], [], [{**secret, "alg": "RS256"}], json.loads(public("rsa", kid=""))["keys"]):
         with pytest.raises(ValueError, match=r"no key|no JWKS"):

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import axe_core_python
+import polars as pl
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+
+from ray_profile.sources.simulate import Shop
 
 SECONDS = 20
 NEARBY = (("items", "items"), ("similar", "users"))
@@ -48,6 +51,22 @@ def page(browser: webdriver.Chrome, server: Any) -> webdriver.Chrome:
     for log in ("browser", "performance"):
         browser.get_log(log)
     return browser
+
+
+#: Answers to a path wait until they are let go.
+HOLD = """
+window.held = [];
+const real = window.fetch, slow = arguments[0];
+window.fetch = (path, ...more) => real(path, ...more).then(answer =>
+  path === slow ? new Promise(go => held.push(() => go(answer))) : answer);
+"""
+
+
+def liked(server: Any, shop: Shop) -> list[str]:
+    """Customers with tags, by their own ids."""
+    wrote = pl.concat([pl.read_ndjson(path) for path in sorted(shop.config.parent.glob("reviews-*.jsonl.gz"))])
+    users = sorted(str(user) for user in wrote["user_id"].drop_nulls().unique())
+    return [user for user in users if user and server.get(f"/v1/profiles/{user}")["tags"]]
 
 
 def look(page: webdriver.Chrome, user: str, token: str | None) -> None:
@@ -88,6 +107,26 @@ def test_a_profile_is_found_and_explained(page: webdriver.Chrome, server: Any, u
     refused = f"/v1/profiles/{user} - Failed to load resource: the server responded with a status of 401"
     errors = [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
     assert all(refused in message for message in errors), errors
+
+
+def test_the_newest_search_wins_whichever_answers_last(page: webdriver.Chrome, server: Any, shop: Shop) -> None:
+    """And a row opened then is explained by the customer whose row it is."""
+    slow, quick = liked(server, shop)[:2]
+    look(page, quick, server.token)
+    page.execute_script(HOLD, f"/v1/profiles/{slow}")
+    field = page.find_element(By.ID, "user")
+    for user in (slow, quick):
+        field.clear()
+        field.send_keys(user, Keys.ENTER)
+    waiting(page, lambda: page.execute_script("return held.length") == 1)
+    waiting(page, lambda: page.find_element(By.ID, "who").text == quick)
+    page.execute_script("held.forEach(go => go())")
+    page.execute_async_script("setTimeout(arguments[0], 200)")  # more than the answer needs, were it still to be drawn
+    assert page.find_element(By.ID, "who").text == quick
+    page.find_element(By.CSS_SELECTOR, "details.row summary").send_keys(Keys.ENTER)
+    text = waiting(page, lambda: page.find_elements(By.CSS_SELECTOR, "details.row[open] blockquote"))[0].text
+    tag = server.get(f"/v1/profiles/{quick}")["tags"][0]["tag"]
+    assert server.get(f"/v1/profiles/{quick}/why?tag={tag}")["evidence"][0]["id"] in text
 
 
 def test_it_speaks_chinese_and_says_what_is_not_there(page: webdriver.Chrome, server: Any, user: str) -> None:
