@@ -53,7 +53,7 @@ from ray_profile.store.root import Root
 
 HERE = Path(__file__).resolve().parent
 CUSTOMERS = {False: 400, True: 2_000}
-ROUNDS = {False: 1, True: 3}
+ROUNDS = {False: 1, True: 2}
 SECONDS = {False: 1.0, True: 3.0}  # of one load
 STEPS = {False: 4, True: 6}  # of a bisection, each of which halves what is not known
 P99_MS = 5.0

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from ray_profile.pipelines.build import build
 from ray_profile.pipelines.lookup import profile_of
+from ray_profile.serve import access, app
 from ray_profile.serve.app import MAX_BODY
 from ray_profile.serve.reasons import ATTRIBUTES, NAMED
 from ray_profile.sources.redact import bucket_of, bucket_of_one
@@ -209,6 +210,27 @@ def test_texts_become_what_build_would_make_of_them(server: Any) -> None:
     for bad in ({"texts": ["a"] * 257}, {"texts": ["a" * 100_001]}, {"texts": "a"}, {"texts": ["a"], "k": 1}):
         assert server.ask("POST", "/v1/embed", json.dumps(bad).encode())[0] == 422, bad
     assert server.ask("POST", "/v1/embed", b'{"texts": ["\\ud800"]}')[0] == 422
+
+
+def test_rows_to_compute_cost_what_texts_to_embed_cost(server: Any) -> None:
+    """Ten of either are what a caller of five a second may send at once."""
+    for name, path, field, each in (
+        ("slow", "/v1/profiles:compute", "rows", {"kind": "review", "ts": "2025-01-01", "text": "Lovely tea"}),
+        ("slower", "/v1/embed", "texts", "Lovely tea"),
+    ):
+        token = access.made(server.folder / "tokens", name, ["embed"], 5.0, None, access.now_utc())
+        body = json.dumps({field: [each] * 10}).encode()
+        assert server.ask("POST", path, body, token)[0] == 200
+        status, headers, _ = server.ask("POST", path, body, token)
+        assert (status, int(headers["retry-after"])) == (429, 2)
+
+
+def test_more_profiles_than_an_answer_holds_are_not_sent(
+    server: Any, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "MAX_ANSWER", 10)
+    body = json.dumps({"users": [user]}).encode()
+    _insist_on_problem(server.ask("POST", "/v1/profiles:batch", body), 413)
 
 
 def test_segments_are_counted_and_exports_have_a_scope_of_their_own(server: Any) -> None:
