@@ -182,6 +182,8 @@ def test_ctrl_c_asks_whether_to_stop_the_job(cluster: Guarded, tmp_path: Path) -
         ray = str(Path(sys.executable).parent / "ray")
         state = subprocess.run([ray, *asked], env=cluster.environment, capture_output=True, text=True, timeout=60)
         assert ("stopped" in (state.stdout + state.stderr).lower()) is (answer == "y\n")
+        if answer == "n\n":
+            (tmp_path / "waits.toml").write_text("")  # the job that goes on reads it, and ends
 
 
 @pytest.mark.parametrize(
