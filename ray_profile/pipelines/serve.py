@@ -251,17 +251,17 @@ def _closed(settings: Serve) -> Mapping[str, str]:
             f"serve.host = {settings.host!r} would answer anybody, for serve.tokens is not set; make a token with "
             "`ray-profile token new`, or leave serve.host at 127.0.0.1"
         )
+    issuers_of(settings)
+    secured = tls.options(settings.tls_certificate, settings.tls_key, datetime.now(UTC))
+    if secured and RAY_SERVE_ENABLE_HA_PROXY:
+        raise ConfigError(
+            "serve.tls_certificate is set, and the HAProxy that RAY_SERVE_ENABLE_HA_PROXY starts knows no TLS; unset "
+            "it, or leave serve.tls_certificate out and let a proxy in front terminate TLS"
+        )
     if RAY_SERVE_ENABLE_HA_PROXY and _is_own() and proxy.chosen(settings) == "python":
         raise ConfigError(
             "RAY_SERVE_ENABLE_HA_PROXY is set, and HAProxy opens ports beside the endpoint's own: it is for endpoints "
             "that ask for tokens and do not end TLS (serve.proxy); unset it"
-        )
-    issuers_of(settings)
-    secured = tls.options(settings.tls_certificate, settings.tls_key, datetime.now(UTC))
-    if secured and RAY_SERVE_ENABLE_HA_PROXY:  # of a cluster
-        raise ConfigError(
-            "serve.tls_certificate is set, and the HAProxy that RAY_SERVE_ENABLE_HA_PROXY starts knows no TLS; unset "
-            "it, or leave serve.tls_certificate out and let a proxy in front terminate TLS"
         )
     return secured
 

@@ -254,6 +254,8 @@ def test_tls_that_serve_would_not_keep_is_refused(
     monkeypatch.setattr(serving, "RAY_SERVE_ENABLE_HA_PROXY", True)
     with pytest.raises(ConfigError, match=r"RAY_SERVE_ENABLE_HA_PROXY starts knows no TLS"):
         serving.start(secured)
+    with pytest.raises(ConfigError, match=r"RAY_SERVE_ENABLE_HA_PROXY is set, and HAProxy opens ports"):
+        serving.start(running)  # it has no tokens
 
 
 def test_what_is_not_there_is_named_before_anything_starts(config: Config, tmp_path: Path) -> None:
