@@ -214,12 +214,14 @@ def test_texts_become_what_build_would_make_of_them(server: Any) -> None:
 
 def test_rows_to_compute_cost_what_texts_to_embed_cost(server: Any) -> None:
     """Ten of either are what a caller of five a second may send at once."""
-    for name, path, field, each in (
-        ("slow", "/v1/profiles:compute", "rows", {"kind": "review", "ts": "2025-01-01", "text": "Lovely tea"}),
-        ("slower", "/v1/embed", "texts", "Lovely tea"),
+    texts = [f"Lovely tea {at}" for at in range(10)]
+    rows = [{"kind": "review", "ts": "2025-01-01", "text": text} for text in texts]
+    for name, path, sent in (
+        ("slow", "/v1/profiles:compute", {"rows": rows}),
+        ("slower", "/v1/embed", {"texts": texts}),
     ):
         token = access.made(server.folder / "tokens", name, ["embed"], 5.0, None, access.now_utc())
-        body = json.dumps({field: [each] * 10}).encode()
+        body = json.dumps(sent).encode()
         assert server.ask("POST", path, body, token)[0] == 200
         status, headers, _ = server.ask("POST", path, body, token)
         assert (status, int(headers["retry-after"])) == (429, 2)
