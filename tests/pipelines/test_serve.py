@@ -34,12 +34,17 @@ from ray_profile.store.root import Root
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def port() -> int:
+def free_port() -> int:
     """One that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    """The endpoint's."""
+    return free_port()
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +252,7 @@ def test_tls_that_serve_would_not_keep_is_refused(
     from ray_profile.pipelines import serve as serving
 
     pair = certificates.made(tmp_path)
-    told = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key), "port": running.serve.port + 2}
+    told = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key), "port": free_port()}
     secured = running.model_copy(update={"serve": running.serve.model_copy(update=told)})
     with pytest.raises(ConfigError, match=r"was started without TLS; stop it"):
         serving.start(secured)
@@ -278,13 +283,13 @@ def test_what_is_not_there_is_named_before_anything_starts(config: Config, tmp_p
 
 @pytest.mark.parametrize("secured", [True, False])
 def test_the_command_serves_until_it_is_asked_to_end(
-    config: Config, users: list[str], tmp_path: Path, port: int, secured: bool
+    config: Config, users: list[str], tmp_path: Path, secured: bool
 ) -> None:
     """As a person has it: a token is made, the server answers those who have it, by TLS alone or behind HAProxy, and
     SIGTERM ends it in good order."""
     import psutil
 
-    own, pair = port + 1, certificates.made(tmp_path)
+    own, pair = free_port(), certificates.made(tmp_path)
     file = tmp_path / "tokens.jsonl"
     shop = [f"--set=root={config.root}", "--set=encoder.dtype=float32", f"--set=serve.port={own}"]
     shop += [f"--set=serve.tokens={file}", f"--set=serve.audit={tmp_path}/audit.jsonl", "--set=serve.encoders=0"]
