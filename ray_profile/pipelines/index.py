@@ -50,9 +50,9 @@ def index(config: Config, local: bool = False, progress: Progress | None = None,
     run = Run.open(config, datetime.now(UTC), ignore_step)
     run.check()
     if not rebuild:
-        known = _known(run)
-        same, due = _due(run, known)
-        if known is not None and not due and known.version == _profiles(run).version:
+        profiles, known = _profiles(run), _known(run)
+        same, due = _due(run, profiles, known)
+        if known is not None and not due and known.version == profiles.version:
             return Indexed(known.version, known.profiles, 0, len(same))
     engine = engine_of(run.config, local, progress)
     try:
@@ -63,20 +63,23 @@ def index(config: Config, local: bool = False, progress: Progress | None = None,
 
 def indexed(run: Run, engine: Engine, rebuild: bool = False) -> Indexed:
     """The same by the engine of a run."""
-    same, due = _due(run, None if rebuild else _known(run))
+    profiles = _profiles(run)
+    same, due = _due(run, profiles, None if rebuild else _known(run))
     written = engine.index(IndexJob(run.root, run.width, due)) if due else []
     parts = {part.bucket: part for part in (*same, *written)}
     items = parts.pop(None, None)
     of_buckets = tuple(part for _, part in sorted(parts.items(), key=lambda each: each[0] or 0))
     facts = run.width, run.root.facts.buckets, run.encoder_digest
-    manifest = Manifest(_profiles(run).version, *facts, of_buckets, items, time())
+    manifest = Manifest(profiles.version, *facts, of_buckets, items, time())
     publish(run.root, manifest)
     return Indexed(manifest.version, manifest.profiles, len(written), len(same))
 
 
-def _due(run: Run, known: Manifest | None) -> tuple[list[Part], dict[int | None, tuple[DataFile, ...]]]:
+def _due(
+    run: Run, profiles: Handle, known: Manifest | None
+) -> tuple[list[Part], dict[int | None, tuple[DataFile, ...]]]:
     """The parts of a version before that may stand in the next one, and what the others are to be made of."""
-    files: dict[int | None, tuple[DataFile, ...]] = dict(by_bucket(_profiles(run).files()).items())
+    files: dict[int | None, tuple[DataFile, ...]] = dict(by_bucket(profiles.files()).items())
     items = items_table(run.root).open()
     if items is not None and items.files():
         files[None] = tuple(items.files())

@@ -76,12 +76,17 @@ def environment(folder: Path) -> dict[str, str]:
 def prepare(settings: Serve) -> None:
     """Say it to this process and those that it will start; what a person has set already stays as it is. A cluster's
     nodes have an environment of their own. Raises `ConfigError` as `chosen`."""
-    if os.environ.get("RAY_ADDRESS", "local") != "local" or chosen(settings) == "python":
+    if not is_own() or chosen(settings) == "python":
         return
     folder = tempfile.mkdtemp(prefix="ray_profile-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name, value in environment(Path(folder)).items():
         os.environ.setdefault(name, value)
+
+
+def is_own() -> bool:
+    """Whether Ray is this command's own, on this machine."""
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
 def _is_installed() -> bool:

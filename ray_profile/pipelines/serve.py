@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -241,7 +240,7 @@ def start(config: Config) -> str:
 def _closed(settings: Serve) -> Mapping[str, str]:
     """What Serve's proxy is told of TLS. Raises `ConfigError` where the endpoint would be open to others without
     tokens, or a file that closes it cannot be used."""
-    if not settings.asks_who and not _is_own():
+    if not settings.asks_who and not proxy.is_own():
         raise ConfigError(
             "serve.tokens is not set, and the endpoint of the cluster that RAY_ADDRESS names would answer anybody; "
             "make a token with `ray-profile token new`, or unset RAY_ADDRESS to serve this machine alone"
@@ -258,7 +257,7 @@ def _closed(settings: Serve) -> Mapping[str, str]:
             "serve.tls_certificate is set, and the HAProxy that RAY_SERVE_ENABLE_HA_PROXY starts knows no TLS; unset "
             "it, or leave serve.tls_certificate out and let a proxy in front terminate TLS"
         )
-    if RAY_SERVE_ENABLE_HA_PROXY and _is_own() and proxy.chosen(settings) == "python":
+    if RAY_SERVE_ENABLE_HA_PROXY and proxy.is_own() and proxy.chosen(settings) == "python":
         raise ConfigError(
             "RAY_SERVE_ENABLE_HA_PROXY is set, and HAProxy opens ports beside the endpoint's own: it is for endpoints "
             "that ask for tokens and do not end TLS (serve.proxy); unset it"
@@ -295,14 +294,9 @@ def stop() -> None:
     own: on a cluster others may have applications."""
     if ray.is_initialized():
         serve.delete(NAME)
-        if _is_own():
+        if proxy.is_own():
             serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
-
-
-def _is_own() -> bool:
-    """Whether Ray is this command's own, on this machine."""
-    return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
 def _raising(ask: Callable[[list[dict[str, Any]]], Awaitable[dict[str, Any] | Problem]]) -> Compute:

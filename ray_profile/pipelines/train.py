@@ -43,6 +43,8 @@ from ray_profile.train.judge import Judged, Splits
 from ray_profile.train_config import Train
 
 JUDGED_ROWS = 50_000  # of each split, at most
+#: Of [train]: what makes no other run, and no other search.
+ASIDE = {"name", "workers", "worker_labels", "track", "max_failures", "checkpoint_steps"}
 _TEXTS = ("id", "user_id", "item_id", "text", "sentiment", "tags")
 
 
@@ -132,9 +134,7 @@ def room(settings: Train, cluster: Cluster) -> tuple[float, float, str, int]:
 
 def _run_of(config: Config, corpus: Corpus) -> str:
     """The name of a run: the same for the same data, settings and base model."""
-    settings = config.train.model_dump(
-        exclude={"name", "workers", "worker_labels", "track", "max_failures", "checkpoint_steps"}
-    )
+    settings = config.train.model_dump(exclude=ASIDE)
     base = model_digest(resolve(config.encoder.model), config.encoder)
     return f"{config.train.name}-{configuration.digest([corpus.digest, settings, base])}"
 

@@ -42,8 +42,6 @@ from ray_profile.train_config import Train
 
 OUTDONE = "outdone"  # how a trial ended that ASHA stopped
 NEXT_TO_NOTHING = {"memory": 1.0}  # byte, of a trial itself: nothing is refused, and its workers may need every core
-#: Of [train]: what makes no other search.
-_ASIDE = {"name", "workers", "worker_labels", "track", "max_failures", "checkpoint_steps"}
 
 
 @dataclass
@@ -189,7 +187,7 @@ def _of_examples(settings: Train) -> list[Any]:
 
 def _name(config: Config, corpus: Corpus) -> str:
     """Of a search: the same for the same data, settings and ranges, however many trials are drawn from them."""
-    settings = config.train.model_dump(exclude=_ASIDE)
+    settings = config.train.model_dump(exclude=training.ASIDE)
     drawn = config.tune.model_dump(include={"search", "seed", "grace", "reduction"})
     base = model_digest(resolve(config.encoder.model), config.encoder)
     return f"tune-{configuration.digest([corpus.digest, settings, drawn, base])}"

@@ -132,20 +132,25 @@ def _nearby(app: FastAPI, service: Service) -> None:
     @app.get("/v1/users/{user:path}/similar", responses=contract.SIMILAR)
     async def similar(caller: Asker, user: User, k: Nearest = 10, pseudonym: ByPseudonym = False) -> dict[str, Any]:
         """The users whose vectors are nearest to a user's, and the tags that both have. None without a vector."""
-        service.admit(caller, "profiles:read", 1 + k / NEAR_OF_ONE)
+        service.admit(caller, "profiles:read", _cost_of(k))
         return await service.similar(caller, user, pseudonym, k)
 
     @app.get("/v1/users/{user:path}/items", responses=contract.ITEMS_FOR)
     async def items_for(caller: Asker, user: User, k: Nearest = 10, pseudonym: ByPseudonym = False) -> dict[str, Any]:
         """The items nearest to a user that they have not bought, each with the reason. None without a vector."""
-        service.admit(caller, "profiles:read", 1 + k / NEAR_OF_ONE)
+        service.admit(caller, "profiles:read", _cost_of(k))
         return await service.items_for(caller, user, pseudonym, k)
 
     @app.get("/v1/items/{item:path}/similar", responses=contract.ITEMS_LIKE)
     async def items_like(caller: Asker, item: Item, k: Nearest = 10) -> dict[str, Any]:
         """The items whose titles mean nearly the same as an item's."""
-        service.admit(caller, "profiles:read", 1 + k / NEAR_OF_ONE)
+        service.admit(caller, "profiles:read", _cost_of(k))
         return await service.items_like(item, k)
+
+
+def _cost_of(near: int) -> float:
+    """Look-ups that a search costs as much as."""
+    return 1 + near / NEAR_OF_ONE
 
 
 def _texts(app: FastAPI, service: Service, measures: Measures) -> None:
